@@ -1,0 +1,1 @@
+"""Measurement: baselines, and scripts that print every figure that the README quotes."""

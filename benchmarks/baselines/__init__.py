@@ -1,0 +1,1 @@
+"""Reference recommenders that need no language model."""

@@ -1,0 +1,157 @@
+"""The records that cross a boundary: catalogue, log, episodes and rollouts.
+
+Frozen dataclasses over numpy arrays, with the shape in each field's comment. Nothing is looked up from strings: the
+ground truth travels in the record. An optional field that a data set lacks is ``None``, never faked. Left out: any
+behaviour beyond selection and checks; how records are made stands in ``datasets``, ``splits`` and the engines.
+
+Symbols: N items, E events, B contexts, T history length, M targets a context, G candidates a group, L levels of a SID.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+PAD_ITEM = -1
+"""Fills histories (on the left), target sets and item lists (on the right)."""
+
+NEGATIVE, SHOWN, CLICK, ORDER = -1, 0, 1, 2
+"""Values of ``Interactions.feedback``: explicit dislike, shown and ignored, clicked, ordered (which implies clicked)."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What is known of the items; item ``i`` is row ``i`` everywhere in the project."""
+
+    ids: np.ndarray  # (N,) str, the names the data set uses
+    titles: tuple[str, ...]  # N
+    descriptions: tuple[str, ...]  # N, "" where there is none
+    categories: tuple[tuple[str, ...], ...]  # N paths from the root of the category tree, () where there is none
+    price: np.ndarray | None = None  # (N,) float32, in the data set's currency
+    duration: np.ndarray | None = None  # (N,) float32, seconds
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def texts(self) -> list[str]:
+        """Title, categories and description joined: what a text encoder reads. Length N."""
+        rows = zip(self.titles, self.categories, self.descriptions)
+        return [". ".join(part for part in (title, " ".join(path), text) if part) for title, path, text in rows]
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """The log, one row an event, sorted by user and then by ``order``.
+
+    A log without ``feedback`` holds positive events only. ``item`` indexes a ``Catalogue``.
+    """
+
+    user: np.ndarray  # (E,) int64
+    item: np.ndarray  # (E,) int64
+    order: np.ndarray  # (E,) int64, rank of the event in its user's log
+    time: np.ndarray | None = None  # (E,) float64, seconds since any fixed origin
+    play_time: np.ndarray | None = None  # (E,) float32, seconds
+    page: np.ndarray | None = None  # (E,) int64, events of one user with one page id were shown together
+    position: np.ndarray | None = None  # (E,) int64, place on the page from 0
+    feedback: np.ndarray | None = None  # (E,) int8, one of NEGATIVE, SHOWN, CLICK, ORDER
+    propensity: np.ndarray | None = None  # (E,) float32, probability that the logging policy showed the item there
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and len(value) != len(self.user):
+                raise ValueError(f"Interactions.{field.name}: expected {len(self.user)} rows, got {len(value)}")
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def select(self, rows: np.ndarray) -> "Interactions":
+        """The given rows (boolean mask or indices), every optional field carried along."""
+        present = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Interactions(**{k: None if v is None else v[rows] for k, v in present.items()})
+
+    def positives(self) -> "Interactions":
+        """Clicks and orders only: what histories and targets are made of."""
+        return self if self.feedback is None else self.select(self.feedback >= CLICK)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Contexts to answer: a history and what the user really did next."""
+
+    index: np.ndarray  # (B,) int64, stable number of the context in its data set; random streams derive from it
+    user: np.ndarray  # (B,) int64
+    history: np.ndarray  # (B, T) int64 items, oldest first, PAD_ITEM on the left
+    targets: np.ndarray  # (B, M) int64 items the user engaged with (D+), the next one first, PAD_ITEM on the right
+    page: np.ndarray | None = None  # (B, S) int64 items shown on the page of the label, PAD_ITEM on the right
+    event: np.ndarray | None = None  # (B,) int64, row of the first target in the log that the context was cut from
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def target(self) -> np.ndarray:
+        """The next item of each context, (B,)."""
+        return self.targets[:, 0]
+
+    def take(self, rows: np.ndarray | Sequence[int] | slice) -> "Episodes":
+        """The given rows as Episodes."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Episodes(**{k: None if v is None else v[rows] for k, v in values.items()})
+
+    def trimmed(self) -> "Episodes":
+        """The same contexts without history columns that are padding in every row (at least one column stays)."""
+        used = np.flatnonzero((self.history != PAD_ITEM).any(axis=0))
+        first = used[0] if len(used) else self.history.shape[1] - 1
+        return replace(self, history=self.history[:, first:])
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Groups of candidates for the contexts of an ``Episodes``, row by row."""
+
+    codes: np.ndarray  # (B, G, L) int64
+    valid: np.ndarray  # (B, G) bool: the candidate exists and is a SID of the catalogue
+    items: np.ndarray  # (B, G, C) int64 items that share the SID, PAD_ITEM on the right; C = 1 where SID and item are 1:1
+    logp: np.ndarray  # (B, G, L) float32 behaviour log-probabilities of the codes
+    mode: str  # how the candidates were drawn: "beam", "sample", "free" ...
+    normalise: str  # softmax over "trie" children or over the whole "vocab"
+    weight_version: int = 0  # version of the weights that drew them
+
+    @property
+    def item(self) -> np.ndarray:
+        """The first item of each candidate, (B, G); PAD_ITEM where the candidate is not valid."""
+        return self.items[:, :, 0]
+
+    @property
+    def score(self) -> np.ndarray:
+        """Log-probability of the whole SID, (B, G)."""
+        return self.logp.sum(axis=-1)
+
+    @property
+    def rank(self) -> np.ndarray:
+        """Place of each candidate in its group, 1 = most probable; ties keep their order. (B, G) int64."""
+        order = np.argsort(np.where(self.valid, -self.score, np.inf), axis=1, kind="stable")
+        ranks = np.empty_like(order)
+        np.put_along_axis(ranks, order, np.arange(1, order.shape[1] + 1)[None], axis=1)
+        return ranks
+
+    def take(self, rows: np.ndarray | Sequence[int] | slice) -> "Rollouts":
+        """The given rows (whole groups) as Rollouts."""
+        arrays = {name: getattr(self, name)[rows] for name in ("codes", "valid", "items", "logp")}
+        return replace(self, **arrays)
+
+
+def concatenate_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
+    """Rollouts of consecutive chunks of contexts, joined in order."""
+    width = max(part.items.shape[2] for part in parts)
+    items = [
+        np.pad(p.items, ((0, 0), (0, 0), (0, width - p.items.shape[2])), constant_values=PAD_ITEM) for p in parts
+    ]
+    return replace(
+        parts[0],
+        codes=np.concatenate([p.codes for p in parts]),
+        valid=np.concatenate([p.valid for p in parts]),
+        items=np.concatenate(items),
+        logp=np.concatenate([p.logp for p in parts]),
+    )

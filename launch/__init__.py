@@ -1,0 +1,1 @@
+"""The command line and the pipeline behind it: the only package that knows all the others."""
