@@ -155,3 +155,31 @@ def concatenate_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         items=np.concatenate(items),
         logp=np.concatenate([p.logp for p in parts]),
     )
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Ragged item sequences, one a user, oldest first: what supervised training reads."""
+
+    user: np.ndarray  # (U,) int64
+    items: np.ndarray  # (sum of lengths,) int64
+    offsets: np.ndarray  # (U + 1,) int64; sequence u is items[offsets[u]:offsets[u + 1]]
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.items[self.offsets[row] : self.offsets[row + 1]]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """One data set cut into what each stage may see."""
+
+    sft: Sequences  # supervised training
+    sft_all: Sequences  # the same and the RL contexts too: the control that spends all data on supervision
+    rl: Episodes  # contexts whose targets appear in no SFT sequence
+    valid: Episodes
+    test: Episodes
+    train_users: np.ndarray  # users whose log any training stage may read (rewards and baselines included)
+    notes: tuple[str, ...] = ()  # what the split can and cannot promise on this data set

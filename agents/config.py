@@ -1,0 +1,107 @@
+"""Settings of the policy, the supervised warm-up and the reinforcement learning stage."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The language model: a local checkpoint, or a fresh one with random weights."""
+
+    path: str = ""
+    """Local Hugging Face directory of a causal LM; empty builds a fresh model from the fields below."""
+    architecture: str = "qwen3"
+    """model_type of transformers for a fresh model."""
+    hidden_size: int = 64
+    intermediate_size: int = 192
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    dropout: float = 0.0
+    """Attention dropout during training of a fresh model."""
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised next-SID prediction on whole histories."""
+
+    epochs: int = 12
+    batch: int = 32
+    """Histories a step."""
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 20
+    max_grad_norm: float = 1.0
+    eval_users: int = 500
+    """Validation contexts scored after each epoch."""
+    patience: int = 3
+    """Epochs without a better validation NDCG@10 before training stops; the best epoch is kept."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """One term of the reward."""
+
+    name: str = "rule"
+    """Name in REWARDS, or package.module:name."""
+    weight: float = 1.0
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """Policy-gradient training on groups of candidates."""
+
+    objective: str = "grpo"
+    """Name in OBJECTIVES, or package.module:name."""
+    advantage: str = "group_standardised"
+    """Name in ADVANTAGES, or package.module:name."""
+    rewards: tuple[RewardConfig, ...] = (RewardConfig("rule"), RewardConfig("rank"))
+    """Terms of the reward; none at all leaves only the NLL on the targets."""
+    group_size: int = 16
+    """Candidates G a context."""
+    mode: str = "beam"
+    """How candidates are drawn: beam or sample."""
+    normalise: str = "trie"
+    """Policy normalised over trie children (trie) or the whole vocabulary (vocab)."""
+    steps: int = 200
+    """Rollout-and-update iterations."""
+    contexts_per_step: int = 64
+    epochs: int = 1
+    """Passes over each rollout."""
+    minibatch: int = 0
+    """Groups an optimiser step; 0 takes the whole rollout."""
+    chunk: int = 16
+    """Contexts rolled out at once; fixed, so that results do not depend on the number of workers."""
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    warmup_steps: int = 10
+    max_grad_norm: float = 1.0
+    clip: float = 0.2
+    """Clipping range epsilon of the importance ratio."""
+    kl_weight: float = 0.0
+    """Weight beta of the KL term to the frozen SFT policy."""
+    nll_weight: float = 0.0
+    """Weight alpha of the negative log-likelihood of the targets D+."""
+    eval_every: int = 50
+    """Steps between validations; the best checkpoint by validation is kept."""
+    eval_users: int = 500
+    select_by: str = "reward"
+    """Validation metric that picks the kept weights: reward, ndcg@10, or last (no selection)."""
+    checkpoint_every: int = 25
+    """Steps between resumable checkpoints."""
+    backend: str = "rllib"
+    """rllib, or torch for the same loop without Ray."""
+    env_runners: int = 0
+    """Remote rollout workers of RLlib; 0 rolls out in the driver."""
+    learners: int = 0
+    """Remote learners of RLlib; 0 learns in the driver."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where figures go; nothing leaves the machine unless wandb is set to online."""
+
+    wandb: str = "offline"
+    """offline, online or disabled."""
+    project: str = "sidgym"

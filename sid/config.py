@@ -1,0 +1,23 @@
+"""Settings of the Semantic ID stage."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SidConfig:
+    """How items get their codes."""
+
+    tokenizer: str = "rq_kmeans"
+    """Name in TOKENIZERS, or package.module:name."""
+    embedder: str = "tfidf_svd"
+    """Name in EMBEDDERS, or package.module:name."""
+    embedding_dim: int = 64
+    """Width of the item embeddings."""
+    levels: int = 3
+    """Levels L of quantisation; the collision policy may add one."""
+    codes: int = 32
+    """Codes K on each level."""
+    collisions: str = "extra_level"
+    """What to do with items that share all codes: extra_level, keep or forbid."""
+    index: str = ""
+    """A ready-made MiniOneRec *.index.json; when given, nothing is fitted."""
