@@ -1,0 +1,199 @@
+"""The policy: any Hugging Face causal language model, read as a distribution over the SIDs of a trie.
+
+Two normalisations exist (``trie``: softmax over the children of the current node, the policy of record; ``vocab``:
+softmax over the whole vocabulary, where mass leaks to tokens that are not allowed). Left out: drawing candidates
+(``engine``), losses (``objectives``) and files (``checkpoint``).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sidgym.agents.config import PolicyConfig
+from sidgym.agents.tokens import add_sid_tokens, fresh_tokenizer, resize_embeddings, token_map
+from sidgym.sid.table import SidTable
+from sidgym.sid.trie import Trie
+
+NEGATIVE_INFINITY = float("-inf")
+
+
+class Policy(nn.Module):
+    """A causal LM with the SID tokens of one catalogue.
+
+    ``table`` and ``trie`` say which SIDs exist. The architecture must read a 4-D attention mask and compute its logits
+    as ``hidden @ output_embeddings``; one that does not is refused by name when the policy is built.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: SidTable):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.table = table
+        self.trie = table.trie
+        self.tokens = token_map(tokenizer, table)
+        for level, ids in enumerate(self.tokens.levels):
+            self.register_buffer(f"level_ids_{level}", ids, persistent=False)
+        self._check_architecture()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def levels(self) -> int:
+        return len(self.tokens.levels)
+
+    def level_ids(self, level: int) -> torch.Tensor:
+        """Token ids (K_l,) of the codes of one level, on the policy's device."""
+        return getattr(self, f"level_ids_{level}")
+
+    def to(self, *args: Any, **kwargs: Any) -> "Policy":
+        """Moves the model and the trie."""
+        super().to(*args, **kwargs)
+        self.trie = self.trie.to(self.device)
+        return self
+
+    def hidden(self, **inputs: Any) -> torch.Tensor:
+        """Last hidden states (B, S, H): the decoder without its output layer."""
+        return self.model.base_model(**inputs).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Float32 logits of the given tokens (all tokens when None) for hidden states (..., H)."""
+        head = self.model.get_output_embeddings()
+        weight = head.weight if token_ids is None else head.weight[token_ids]
+        out = (hidden @ weight.T).float()
+        bias = getattr(head, "bias", None)
+        if bias is not None:
+            out = out + (bias if token_ids is None else bias[token_ids]).float()
+        return out
+
+    def level_logp(
+        self, hidden: torch.Tensor, nodes: torch.Tensor, level: int, normalise: str = "trie", trie: Trie | None = None
+    ) -> torch.Tensor:
+        """Log-probabilities (..., K_l) of the codes below ``nodes`` (...), -inf where the trie has no child.
+
+        ``normalise="trie"`` sums to one over the children; ``"vocab"`` keeps the mass that the whole softmax gives.
+        ``trie`` replaces the policy's own trie, for example by a restricted view of it.
+        """
+        logits = self.logits(hidden, self.level_ids(level))
+        allowed = (self.trie if trie is None else trie).children_mask(nodes, level)
+        masked = logits.masked_fill(~allowed, NEGATIVE_INFINITY)
+        if normalise == "vocab":
+            return masked - self.logits(hidden).logsumexp(-1, keepdim=True)
+        if normalise != "trie":
+            raise ValueError(f"unknown normalise {normalise!r}; known: trie, vocab")
+        # A dead beam has no child at all: its row stays -inf instead of turning into NaN.
+        total = masked.logsumexp(-1, keepdim=True)
+        return masked - total.masked_fill(total == NEGATIVE_INFINITY, 0.0)
+
+    @torch.no_grad()
+    def _check_architecture(self) -> None:
+        """Compares this class's short cut with the model's own logits on one short prompt."""
+        was_training = self.model.training
+        self.model.eval()
+        ids = torch.stack([self.level_ids(level)[0] for level in range(self.levels)])[None]
+        length = ids.shape[1]
+        bias = additive_mask(torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()[None], self.model)
+        ids = ids.to(self.device)
+        own = self.logits(self.hidden(input_ids=ids, attention_mask=bias.to(self.device), use_cache=False))
+        theirs = self.model(input_ids=ids, use_cache=False).logits.float()
+        self.model.train(was_training)
+        scale = max(1.0, float(theirs.abs().max()))
+        if own.shape != theirs.shape or float((own - theirs).abs().max()) > 1e-3 * scale:
+            raise ValueError(
+                f"architecture {self.model.config.model_type!r} is not supported: its logits are not "
+                "hidden states times output embeddings, or it does not read a 4-D attention mask"
+            )
+
+
+def additive_mask(visible: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+    """Boolean (B, Q, S) 'query may see key' as the additive 4-D mask (B, 1, Q, S) that transformers takes."""
+    dtype = next(model.parameters()).dtype
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, lowest)[:, None]
+
+
+def build_policy(config: PolicyConfig, table: SidTable, seed: int) -> Policy:
+    """A policy over ``table`` from a local checkpoint (``config.path``) or with random weights drawn from ``seed``.
+
+    Raises ``ValueError`` for an unknown architecture and ``FileNotFoundError`` for a path that is no model directory.
+    """
+    if config.path:
+        if not (Path(config.path) / "config.json").is_file():
+            raise FileNotFoundError(f"policy.path {config.path!r} is no Hugging Face model directory (no config.json)")
+        tokenizer = AutoTokenizer.from_pretrained(config.path, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(config.path, local_files_only=True, dtype=torch.float32)
+    else:
+        tokenizer = fresh_tokenizer()
+    add_sid_tokens(tokenizer, table)
+    if config.path:
+        resize_embeddings(model, len(tokenizer), seed)
+    else:
+        model = _fresh_model(config, len(tokenizer), tokenizer, seed)
+    model.generation_config = clean_generation_config(model, tokenizer)
+    return Policy(model, tokenizer, table)
+
+
+def _fresh_model(config: PolicyConfig, vocabulary: int, tokenizer: Any, seed: int) -> PreTrainedModel:
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.hidden_size // config.heads,
+        "attention_dropout": config.dropout,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    try:
+        model_config = AutoConfig.for_model(config.architecture, **shape)
+    except ValueError as error:
+        raise ValueError(
+            f"policy.architecture {config.architecture!r} is no model_type of transformers; known for example: "
+            "qwen3, qwen2, llama, gpt2"
+        ) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(model_config)
+
+
+def clean_generation_config(model: PreTrainedModel, tokenizer: Any) -> Any:
+    """A generation config with token ids only: an instruct model's temperature or top-p must not reach a rollout."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
+    )
+
+
+def position_ids(mask: torch.Tensor) -> torch.Tensor:
+    """Positions (B, P) that count the visible tokens of a left-padded prompt from 0."""
+    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def prompt_tensors(policy: Policy, history: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask (B, P) of item histories (B, T) on the policy's device."""
+    ids, mask = policy.tokens.prompts(history)
+    return torch.from_numpy(ids).to(policy.device), torch.from_numpy(mask).to(policy.device)
+
+
+def causal_visibility(mask: torch.Tensor) -> torch.Tensor:
+    """Boolean (B, P, P) for prompts with mask (B, P): causal, padding unseen; padding sees itself, so no row is empty."""
+    length = mask.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    eye = torch.eye(length, dtype=torch.bool, device=mask.device)
+    return (causal & mask[:, None, :]) | eye
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of distinct parameters (tied weights once)."""
+    return sum(parameter.numel() for parameter in model.parameters())
+

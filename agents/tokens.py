@@ -1,0 +1,103 @@
+"""SID codes as tokens of a language model.
+
+Every code is one indivisible token such as ``<b_17>`` (MiniOneRec's form), and ``<|history|>`` opens every prompt. Left
+out: chat templates and text tasks, which belong to supervised tasks over text.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from sidgym.envs.records import PAD_ITEM
+from sidgym.sid.table import SidTable
+
+HISTORY_TOKEN = "<|history|>"
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """Where the codes stand in the vocabulary."""
+
+    levels: tuple[torch.Tensor, ...]  # L tensors (K_l,) int64: token id of code k on level l
+    history: int  # id of HISTORY_TOKEN
+    pad: int
+    item_tokens: np.ndarray  # (N, L) int64: token ids of each item's SID
+
+    def prompts(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (B, P) and their mask (B, P) for histories (B, T), both padded on the left; P = 1 + T * L.
+
+        The opening token stands right before the first item, so an empty history is a prompt of one token.
+        """
+        batch, length = history.shape
+        levels = self.item_tokens.shape[1]
+        present = history != PAD_ITEM
+        tokens = np.full((batch, length * levels + 1), self.pad, dtype=np.int64)
+        tokens[:, 1:] = np.where(present[:, :, None], self.item_tokens[history], self.pad).reshape(batch, -1)
+        start = (~present).sum(axis=1) * levels
+        tokens[np.arange(batch), start] = self.history
+        mask = np.arange(tokens.shape[1])[None] >= start[:, None]
+        return tokens, mask
+
+    def codes_of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Code of each token (..., L) on its level, -1 where the token is no code of that level."""
+        out = torch.full_like(tokens, -1)
+        for level, ids in enumerate(self.levels):
+            match = tokens[..., level, None] == ids.to(tokens.device)
+            out[..., level] = torch.where(match.any(-1), match.long().argmax(-1), -1)
+        return out
+
+
+def fresh_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows nothing but its special tokens, for a model that is to speak SIDs only."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    core = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+def add_sid_tokens(tokenizer: PreTrainedTokenizerBase, table: SidTable) -> int:
+    """Adds the history token and every code of ``table`` that ``tokenizer`` lacks; how many were new."""
+    names = [HISTORY_TOKEN, *(name for level in table.tokens() for name in level)]
+    added = [AddedToken(name, normalized=False, special=True) for name in names]
+    return int(tokenizer.add_tokens(added))
+
+
+def token_map(tokenizer: PreTrainedTokenizerBase, table: SidTable) -> TokenMap:
+    """Reads the codes' places from ``tokenizer``. ``ValueError`` names codes that it does not know."""
+    names = table.tokens()
+    vocabulary = tokenizer.get_vocab()
+    missing = [name for level in names for name in level if name not in vocabulary]
+    if missing or HISTORY_TOKEN not in vocabulary:
+        shown = ", ".join(missing[:3]) or HISTORY_TOKEN
+        raise ValueError(f"the tokenizer lacks {max(len(missing), 1)} SID tokens ({shown} ...): add_sid_tokens first")
+    levels = tuple(torch.tensor([vocabulary[name] for name in level], dtype=torch.long) for level in names)
+    item_tokens = np.stack([ids.numpy()[table.codes[:, level]] for level, ids in enumerate(levels)], axis=1)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad is None:
+        raise ValueError("the tokenizer has neither a pad nor an eos token; set one of them")
+    return TokenMap(levels, vocabulary[HISTORY_TOKEN], int(pad), item_tokens)
+
+
+def resize_embeddings(model: PreTrainedModel, vocabulary: int, seed: int) -> None:
+    """Grows the model's embeddings to ``vocabulary`` rows.
+
+    New rows are the mean of the old ones plus noise of a tenth of their standard deviation: they start inside the
+    cloud that the model knows, equally likely as outputs, yet apart from one another so that gradients tell them apart.
+    """
+    old = model.get_input_embeddings().weight.shape[0]
+    if vocabulary <= old:
+        return
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    tables = [model.get_input_embeddings().weight]
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is not tables[0]:
+        tables.append(output.weight)
+    with torch.no_grad():
+        for weight in tables:
+            known = weight[:old].float()
+            noise = torch.randn(vocabulary - old, weight.shape[1], generator=generator)
+            weight[old:] = (known.mean(0) + 0.1 * known.std(0) * noise).to(weight.dtype)

@@ -1,0 +1,168 @@
+"""One rollout and one update: the two Ray-free functions that every trainer is a thin caller of.
+
+``rollout_groups`` turns contexts into a ``GroupBatch`` (one row is one group, so that sharding and minibatching never
+split a group); ``group_loss`` turns a batch into a loss. Left out: loops, checkpoints, logging.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from sidgym.agents.config import RlConfig
+from sidgym.agents.engine import Engine
+from sidgym.agents.objectives import ADVANTAGES, OBJECTIVES, LossInputs, ObjectiveSpec
+from sidgym.agents.packed import packed_logp
+from sidgym.agents.policy import Policy
+from sidgym.envs.records import PAD_ITEM, Episodes
+from sidgym.sid.registry import resolve
+
+Reward = Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]
+"""``(Episodes, Rollouts) -> (total (B, G), {name: (B, G)})``."""
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Groups ready to learn from; numpy, so that it crosses process boundaries as it is."""
+
+    history: np.ndarray  # (B, T) int64, PAD_ITEM on the left
+    targets: np.ndarray  # (B, M) int64, PAD_ITEM on the right
+    codes: np.ndarray  # (B, G, L) int64
+    valid: np.ndarray  # (B, G) bool
+    old_logp: np.ndarray  # (B, G, L) float32
+    advantage: np.ndarray  # (B, G) float32
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    def take(self, rows: slice | np.ndarray) -> "GroupBatch":
+        """The given groups."""
+        return GroupBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+def rollout_groups(
+    episodes: Episodes, engine: Engine, reward: Reward, config: RlConfig, seed: int
+) -> tuple[GroupBatch, dict[str, np.ndarray]]:
+    """Rolls out a group for each context, scores it and computes its advantages.
+
+    The result does not depend on how contexts are spread over workers as long as each worker is given whole chunks of
+    ``config.chunk``. The second value holds per-context statistics (B,) to be averaged over all workers.
+    """
+    rollouts = engine.rollout(episodes, config.group_size, config.mode, seed=seed)
+    total, parts = reward(episodes, rollouts)
+    valid = torch.from_numpy(rollouts.valid)
+    estimator = resolve("advantage", config.advantage, ADVANTAGES)
+    advantage = estimator(torch.from_numpy(total.astype(np.float32)), valid)
+    if not bool(torch.isfinite(advantage).all()):
+        raise FloatingPointError("advantages are not finite; check the rewards")
+    batch = GroupBatch(
+        episodes.history, episodes.targets, rollouts.codes, rollouts.valid, rollouts.logp, advantage.numpy()
+    )
+    counts = np.maximum(rollouts.valid.sum(1), 1)
+    stats = {
+        "reward": total.sum(1) / counts,
+        "reward_std": _masked_std(total, rollouts.valid),
+        "frac_reward_zero_std": (advantage.abs().amax(1) == 0).numpy().astype(np.float64),
+        "rollout/unique_items": _unique(rollouts.item),
+        "rollout/hit": (rollouts.items == episodes.target[:, None, None]).any((1, 2)).astype(np.float64),
+        "rollout/valid": rollouts.valid.mean(1),
+    }
+    stats.update({f"rewards/{name}/mean": part.sum(1) / counts for name, part in parts.items()})
+    return batch, stats
+
+
+def group_loss(
+    policy: Policy, batch: GroupBatch, config: RlConfig, reference: Policy | None = None
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The configured objective on a batch of groups: scalar loss and metrics.
+
+    Targets ride along as further candidates of the same packed pass when their log-likelihood is asked for.
+    """
+    width = int((batch.history != PAD_ITEM).any(0).sum()) or 1
+    history = batch.history[:, -width:]
+    codes = torch.from_numpy(batch.codes)
+    group = codes.shape[1]
+    target_valid = torch.from_numpy(batch.targets != PAD_ITEM)
+    with_targets = config.nll_weight > 0
+    if with_targets:
+        table = torch.from_numpy(policy.table.codes)
+        codes = torch.cat([codes, table[torch.from_numpy(batch.targets).clamp_min(0)]], dim=1)
+    scores = packed_logp(policy, history, codes, config.normalise)
+    valid = torch.from_numpy(batch.valid).to(policy.device)
+    ref_logp = None
+    if reference is not None:
+        with torch.no_grad():
+            ref_logp = packed_logp(reference, history, codes[:, :group], config.normalise).logp
+    inputs = LossInputs(
+        logp=scores.logp[:, :group],
+        old_logp=torch.from_numpy(batch.old_logp).to(policy.device),
+        advantage=torch.from_numpy(batch.advantage).to(policy.device),
+        valid=valid,
+        ref_logp=ref_logp,
+        target_logp=scores.logp[:, group:] if with_targets else None,
+        target_valid=target_valid.to(policy.device) if with_targets else None,
+    )
+    objective = resolve("objective", config.objective, OBJECTIVES)
+    loss, metrics = objective(inputs, ObjectiveSpec(config.clip, config.kl_weight, config.nll_weight))
+    entropy = scores.entropy[:, :group].detach()
+    metrics["entropy"] = float(entropy.masked_fill(~valid[..., None], 0.0).sum() / valid.sum().clamp_min(1))
+    drift = (scores.logp[:, :group].detach() - inputs.old_logp).masked_fill(~valid[..., None], 0.0).abs()
+    metrics["sampling/logp_difference_max"] = float(drift.max())
+    return loss, metrics
+
+
+def learning_rate(config: RlConfig, update: int) -> float:
+    """Learning rate of optimiser step ``update`` (from 0): linear warm-up, then constant."""
+    return config.lr * min(1.0, (update + 1) / max(config.warmup_steps, 1))
+
+
+def make_optimizer(policy: Policy, config: RlConfig) -> torch.optim.Optimizer:
+    """AdamW over every parameter of the language model."""
+    return torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+
+
+def apply_gradients(policy: Policy, optimizer: torch.optim.Optimizer, config: RlConfig, update: int) -> float:
+    """Clips, refuses what is not finite, steps; the gradient norm before clipping."""
+    norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_grad_norm)
+    if not bool(torch.isfinite(norm)):
+        raise FloatingPointError(f"gradient norm is {float(norm)} at update {update}: nothing was changed")
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, update)
+    optimizer.step()
+    return float(norm)
+
+
+def minibatches(size: int, config: RlConfig, seed: int, step: int) -> list[np.ndarray]:
+    """Row indices of every optimiser step of iteration ``step``, in order: epochs times minibatches."""
+    width = config.minibatch or size
+    if width >= size:
+        return [np.arange(size)] * config.epochs
+    rng = np.random.default_rng([seed, step, 1])
+    rows = [rng.permutation(size) for _ in range(config.epochs)]
+    return [order[start : start + width] for order in rows for start in range(0, size, width)]
+
+
+def contexts_of_step(total: int, config: RlConfig, seed: int, step: int) -> np.ndarray:
+    """Which contexts iteration ``step`` uses: successive slices of seeded permutations, one after another.
+
+    A pure function of its arguments, so that a resumed run needs to remember nothing but the step.
+    """
+    wanted = np.arange(step * config.contexts_per_step, (step + 1) * config.contexts_per_step)
+    epochs = np.unique(wanted // total)
+    order = {epoch: np.random.default_rng([seed, int(epoch), 0]).permutation(total) for epoch in epochs}
+    return np.array([order[position // total][position % total] for position in wanted])
+
+
+def _masked_std(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    count = np.maximum(valid.sum(1), 1)
+    mean = (values * valid).sum(1) / count
+    return np.sqrt((((values - mean[:, None]) ** 2) * valid).sum(1) / count)
+
+
+def _unique(items: np.ndarray) -> np.ndarray:
+    """Distinct valid items of each group (B,)."""
+    ordered = np.sort(items, axis=1)
+    fresh = np.ones_like(ordered, dtype=bool)
+    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return (fresh & (ordered != PAD_ITEM)).sum(1).astype(np.float64)
