@@ -79,13 +79,13 @@ def evaluate_policy(
     beam = max(config.beam, *config.ks)
     ranked = rank_contexts(policy, episodes, beam, config.batch, on_progress=on_progress)
     per_user = rank_metrics(ranked.items, episodes.target, config.ks)
-    per_user["div"] = diversity(ranked.codes, ranked.valid)
+    per_user["div"] = diversity(ranked.items)
     if preference is not None:
         per_user.update(preference_at_k(preference, episodes, ranked.item))
     few = episodes.take(slice(0, free_contexts))
     free = rank_contexts(policy, few, 10, config.batch, mode="free")
     whole = {
-        "har": float(hallucination_rate(free.valid).mean()),
+        "har": hallucination_rate(free.valid),
         "trie/legal_mass": float(legal_mass(policy, few).mean()),
         "coverage@10": float(coverage(ranked.items, policy.table.num_items, 10)),
     }

@@ -41,7 +41,7 @@ class MetricsLog:
         """Ends the log."""
         self._file.close()
         if self._run is not None:
-            self._run.finish(quiet=True)
+            self._run.finish()
 
     def __enter__(self) -> "MetricsLog":
         return self
