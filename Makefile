@@ -1,0 +1,47 @@
+# make demo   set up .venv and run the demonstration from data to report
+# make test   set up .venv with the development tools and pass every check
+# make clean  remove .venv and what builds and checks left behind; runs/ is kept
+# PYTHON=...  the interpreter that .venv is made from (3.11 or newer)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Without build isolation the pinned setuptools builds the package, instead of the newest one of the day.
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test setup setup-dev clean
+
+demo: setup
+	$(BIN)/sidgym run launch/configs/demo.toml
+
+test: export OMP_NUM_THREADS = 1
+test: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p sidgym
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/.installed
+setup-dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sidgym needs Python 3.11 or newer; got " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and alone: the pin holds before any other package can ask for a newer build.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	$(INSTALL) setuptools wheel
+	$(INSTALL) torch
+	@touch $@
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt $(VENV)/.torch
+	$(INSTALL) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.installed-dev: setup.cfg pyproject.toml constraints.txt $(VENV)/.torch
+	$(INSTALL) --no-build-isolation -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,208 @@
+"""The settings of a whole run as one frozen record, and the checks on its values.
+
+One section per package below, and what belongs to the run itself. Left out: reading and writing (``config``), and which
+component names exist, because ``resolve`` answers that where they are used and a check here would load every heavy
+module.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sidgym.agents.config import LogConfig, PolicyConfig, RlConfig, SftConfig
+from sidgym.envs.config import DataConfig, EvalConfig
+from sidgym.launch.stages import content_hash
+from sidgym.sid.config import SidConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be read, or whose values cannot work."""
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """The model of user preference that some rewards read; trained on the users of the SFT and RL stages only."""
+
+    enabled: bool = False
+    epochs: int = 8
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that one run depends on."""
+
+    name: str
+    """Name of the run; its results go to the folder out/name."""
+    out: str = "runs"
+    """Folder that holds the runs."""
+    seed: int = 0
+    """Root of every random stream of the run."""
+    threads: int = 1
+    """Threads of each process; results are reproduced bit by bit with the same number only."""
+    workers: int = 2
+    """Stages trained or evaluated at the same time, each in its own process; it changes no result."""
+    data: DataConfig = field(default_factory=DataConfig)
+    sid: SidConfig = field(default_factory=SidConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    arms: Annotated[dict[str, RlConfig], tyro.conf.Suppress] = field(default_factory=dict)
+    """Control arms by name; each is trained from the same SFT policy as rl."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def directory(self) -> Path:
+        """Folder of the run."""
+        return Path(self.out) / self.name
+
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "data.split": ("by_user", "leave_one_out", "chronological"),
+    "rl.mode": ("beam", "sample"),
+    "rl.normalise": ("trie", "vocab"),
+    "rl.select_by": ("reward", "ndcg@10", "last"),
+    "rl.backend": ("rllib", "torch"),
+    "log.wandb": ("offline", "online", "disabled"),
+}
+"""Fields that take one of a few words."""
+
+MAY_BE_ZERO = frozenset(
+    {
+        "seed",
+        "data.min_events",
+        "policy.dropout",
+        "sft.epochs",
+        "sft.weight_decay",
+        "sft.warmup_steps",
+        "rl.steps",
+        "rl.minibatch",
+        "rl.weight_decay",
+        "rl.warmup_steps",
+        "rl.kl_weight",
+        "rl.nll_weight",
+        "rl.env_runners",
+        "rl.learners",
+        "eval.max_users",
+    }
+)
+"""Numbers where 0 means none or all. Every other number is greater than zero, weights of rewards excepted."""
+
+
+def validate(config: RunConfig, source: str = "configuration") -> None:
+    """Raise ``ConfigError`` that lists every value that cannot work; ``source`` says where the values come from."""
+    faults = [*_run_faults(config), *_value_faults(config), *_share_faults(config.data), *_policy_faults(config.policy)]
+    if not config.eval.ks or config.eval.beam < max(config.eval.ks):
+        faults.append(f"eval.beam: expected at least the largest of eval.ks {config.eval.ks}, got {config.eval.beam}")
+    for where, rl in [("rl", config.rl), *((f"arms.{name}", arm) for name, arm in config.arms.items())]:
+        faults.extend(_rl_faults(rl, where))
+    if faults:
+        raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
+
+
+def _run_faults(config: RunConfig) -> Iterator[str]:
+    for where, name in [("name", config.name), *(("arms", arm) for arm in config.arms)]:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            yield f"{where}: expected letters, digits, '.', '_' and '-' (it becomes a folder's name), got {name!r}"
+        elif where == "arms" and "." in name:
+            yield f"arms: expected a name without '.', which separates keys on the command line; got {name!r}"
+
+
+def _values(record: Any, where: str, key: str) -> Iterator[tuple[str, str, Any]]:
+    """Each value in a record: the dotted key to report, the key in the tables of rules (arms follow rl), the value."""
+    for f in fields(record):
+        value = getattr(record, f.name)
+        here, rule = f"{where}{f.name}", f"{key}{f.name}"
+        if f.name == "arms":
+            for name, arm in value.items():
+                yield from _values(arm, f"arms.{name}.", "rl.")
+        elif is_dataclass(value):
+            yield from _values(value, f"{here}.", f"{rule}.")
+        elif isinstance(value, tuple):
+            for i, entry in enumerate(value):
+                if is_dataclass(entry):
+                    yield from _values(entry, f"{here}[{i}].", f"{rule}.")
+                else:
+                    yield f"{here}[{i}]", rule, entry
+        else:
+            yield here, rule, value
+
+
+def _value_faults(config: RunConfig) -> Iterator[str]:
+    for where, key, value in _values(config, "", ""):
+        if key in CHOICES and value not in CHOICES[key]:
+            yield f"{where}: expected one of {', '.join(CHOICES[key])}; got {value!r}"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value):
+            yield f"{where}: expected a finite number, got {value}"
+        elif key != "rl.rewards.weight" and (value < 0 or (value == 0 and key not in MAY_BE_ZERO)):
+            yield f"{where}: expected {'at least 0' if key in MAY_BE_ZERO else 'more than 0'}, got {value}"
+
+
+def _share_faults(data: DataConfig) -> Iterator[str]:
+    if data.split == "leave_one_out":  # the last two events of every user are held out; only the RL share is a choice
+        if data.rl_share > 1:
+            yield f"data.rl_share: expected at most 1, got {data.rl_share}"
+        return
+    total = data.rl_share + data.valid_share + data.test_share
+    if total >= 1:
+        yield (
+            "data: expected rl_share + valid_share + test_share below 1, so that something is left for SFT; got "
+            f"{data.rl_share} + {data.valid_share} + {data.test_share} = {total:g}"
+        )
+
+
+def _policy_faults(policy: PolicyConfig) -> Iterator[str]:
+    if policy.dropout >= 1:
+        yield f"policy.dropout: expected less than 1, got {policy.dropout}"
+    if policy.path:  # the checkpoint brings its own shape
+        return
+    for name, whole, part in (("hidden_size", "hidden_size", "heads"), ("heads", "heads", "kv_heads")):
+        number, divisor = getattr(policy, whole), getattr(policy, part)
+        if divisor > 0 and number % divisor:
+            yield f"policy.{name}: expected a multiple of policy.{part} = {divisor}, got {number}"
+
+
+def _rl_faults(rl: RlConfig, where: str) -> Iterator[str]:
+    terms = [(f"{where}.rewards[{i}].name", term.name) for i, term in enumerate(rl.rewards)]
+    for key, name in [(f"{where}.objective", rl.objective), (f"{where}.advantage", rl.advantage), *terms]:
+        if not re.fullmatch(r"\w+|[\w.]+:\w+", name):
+            yield f"{key}: expected a registered name or package.module:name, got {name!r}"
+    if rl.group_size < 2 and any(term.name == "rank" for term in rl.rewards):
+        yield (
+            f"{where}.group_size: the rank reward compares the candidates of a group; expected at least 2, "
+            f"got {rl.group_size}"
+        )
+    if not rl.rewards and rl.nll_weight <= 0:
+        yield f"{where}: expected at least one reward or an nll_weight above 0, got neither: nothing would be learned"
+    if rl.minibatch > rl.contexts_per_step:
+        yield f"{where}.minibatch: expected at most contexts_per_step = {rl.contexts_per_step}, got {rl.minibatch}"
+
+
+def select_sections(config: RunConfig, sections: Sequence[str]) -> dict[str, Any]:
+    """The chosen dotted fields (``"data"``, ``"seed"``, ``"arms.nll"``) as JSON values: the inputs of a stage.
+
+    Raises ``ConfigError`` for a field or an arm that does not exist.
+    """
+    chosen: dict[str, Any] = {}
+    for section in sections:
+        value: Any = config
+        for part in section.split("."):
+            inside = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+            if part not in inside:
+                raise ConfigError(f"no section {section!r} in the configuration; {part!r} is not in {list(inside)}")
+            value = inside[part]
+        chosen[section] = value if not is_dataclass(value) or isinstance(value, type) else asdict(value)
+    return chosen
+
+
+def config_hash(config: RunConfig, sections: Sequence[str]) -> str:
+    """``content_hash`` of the chosen sections; see ``select_sections``."""
+    return content_hash(select_sections(config, sections))

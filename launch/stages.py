@@ -1,0 +1,178 @@
+"""A stage of the pipeline: (hash of its inputs) -> directory.
+
+A finished directory holds ``stage.json`` with the hash of the inputs that it was made from. The same hash is not built
+again; another hash is built beside the old result, which is replaced only when the new one is complete. So a failure or
+a kill leaves either the old result or none, never half of one. Left out on purpose: a dependency graph, locks and
+remote storage. One process works on a stage's folder at a time. A stage that reads another has that one's hash among
+its inputs.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+RECORD = "stage.json"
+"""The file that says what a directory was built from and whether it is complete."""
+
+PACKAGES = ("sidgym", "numpy", "torch", "transformers", "ray", "gymnasium")
+"""Packages whose versions go into the environment record."""
+
+
+class StageError(RuntimeError):
+    """A stage cannot be built where it was asked to be."""
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"stage inputs must be JSON values or dataclasses of them; got {type(value).__name__}: {value!r}")
+
+
+def content_hash(value: Any) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of ``value`` as JSON, keys sorted; dataclasses count as their fields.
+
+    Raises ``TypeError`` for what JSON cannot hold and ``ValueError`` for NaN and infinities.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def environment_record() -> dict[str, Any]:
+    """Versions of Python and the packages (None where not installed), platform and processor count."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """The stage record of a directory; empty where there is none or where it cannot be read."""
+    try:
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def is_complete(directory: Path, inputs_hash: str) -> bool:
+    """Whether ``directory`` holds the finished result of these inputs."""
+    record = read_record(directory)
+    return record.get("complete") is True and record.get("inputs_hash") == inputs_hash
+
+
+def _write_record(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write through a temporary name, so that a reader never sees a part of the record."""
+    temporary = directory / (RECORD + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1, sort_keys=True, default=_plain)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(directory / RECORD)
+
+
+def _prepare(work: Path, inputs_hash: str, resumable: bool) -> None:
+    """An empty work directory, or the kept one of the same inputs where the stage can continue in it."""
+    keep = resumable and read_record(work).get("inputs_hash") == inputs_hash
+    if work.exists() and not keep:
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+
+
+def _publish(work: Path, directory: Path) -> None:
+    """Give ``work`` its final name. The old result is moved aside first and removed last."""
+    old = directory.with_name(directory.name + ".old")
+    if old.exists():
+        shutil.rmtree(old)
+    if directory.exists():
+        directory.rename(old)
+    work.rename(directory)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def run_stage(
+    directory: Path,
+    name: str,
+    inputs_hash: str,
+    build: Callable[[Path], None],
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    resumable: bool = False,
+) -> bool:
+    """Bring ``directory`` to the finished result of ``build``; True if anything had to be built.
+
+    ``build`` gets the directory to write into: ``directory`` with ``.building`` appended, emptied before and removed
+    after a failure. With ``resumable`` it is ``.partial`` instead, which outlives failures and kills and is handed to
+    ``build`` again as long as the hash is the same. ``inputs`` is only recorded, for whoever reads ``stage.json``.
+    Raises ``StageError`` if ``directory`` exists, is not empty and was not made by a stage; what ``build`` raises
+    passes through.
+    """
+    directory = Path(directory)
+    if is_complete(directory, inputs_hash):
+        return False
+    if directory.exists() and not read_record(directory) and (not directory.is_dir() or any(directory.iterdir())):
+        raise StageError(
+            f"stage {name!r}: {directory} exists and holds no readable {RECORD}, so it may not be a result of sidgym "
+            "and is not replaced; move it away, or choose another 'out' or 'name'"
+        )
+    work = directory.with_name(directory.name + (".partial" if resumable else ".building"))
+    _prepare(work, inputs_hash, resumable)
+    if not is_complete(work, inputs_hash):  # a kill between the last record and the rename leaves a complete one
+        record = {"name": name, "inputs_hash": inputs_hash, "inputs": inputs, "complete": False}
+        _write_record(work, record)
+        start = time.monotonic()
+        try:
+            build(work)
+            if not work.is_dir():
+                raise StageError(f"stage {name!r}: build removed the directory it was given, {work}")
+            seconds = round(time.monotonic() - start, 3)  # of this call: a resumed stage counts from its resumption
+            environment = environment_record()
+            _write_record(work, {**record, "complete": True, "seconds": seconds, "environment": environment})
+        except BaseException:
+            if not resumable:
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+    _publish(work, directory)
+    return True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is built, from which inputs, and where."""
+
+    name: str
+    inputs: Mapping[str, Any]
+    """JSON values or dataclasses of them: settings, seeds, and the hashes of the stages that this one reads."""
+    directory: Path
+
+    @property
+    def hash(self) -> str:
+        """Hash of the name and the inputs; a stage that reads this one puts it among its own inputs."""
+        return content_hash({"name": self.name, "inputs": self.inputs})
+
+    @property
+    def complete(self) -> bool:
+        """Whether the directory holds the finished result of these inputs."""
+        return is_complete(self.directory, self.hash)
+
+    def run(self, build: Callable[[Path], None], resumable: bool = False) -> bool:
+        """``run_stage`` on this stage."""
+        return run_stage(self.directory, self.name, self.hash, build, inputs=self.inputs, resumable=resumable)

@@ -1,0 +1,34 @@
+"""Settings of every test session: one thread, no network, no telemetry, reproducible property tests."""
+
+import os
+from pathlib import Path
+
+# Before anything imports torch, Ray, transformers or W&B: they read these once.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+from hypothesis import settings
+
+import sidgym
+
+settings.register_profile("sidgym", deadline=None, derandomize=True, max_examples=25, database=None)
+settings.load_profile("sidgym")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def pytest_sessionstart() -> None:
+    """In the run against the built wheel, refuse to test the checkout by mistake."""
+    wheel = os.environ.get("SIDGYM_WHEEL")
+    if wheel and not Path(str(sidgym.__file__)).is_relative_to(wheel):
+        raise pytest.UsageError(f"expected sidgym from the unpacked wheel in {wheel}, got {sidgym.__file__}")
