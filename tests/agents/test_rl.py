@@ -1,0 +1,137 @@
+"""The RL loop in plain torch: it finds a known optimum, repeats itself, and resumes as if never stopped."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy import toy_episodes, toy_policy, toy_table
+
+from sidgym.agents.checkpoint import save_policy
+from sidgym.agents.config import LogConfig, RewardConfig, RlConfig
+from sidgym.agents.engine import TorchEngine
+from sidgym.agents.logging import MetricsLog, read_metrics
+from sidgym.agents.rl import RlTask, checkpoints, save_episodes, train_rl
+
+CONFIG = RlConfig(
+    backend="torch",
+    group_size=6,
+    contexts_per_step=8,
+    chunk=4,
+    steps=6,
+    epochs=2,
+    minibatch=4,
+    lr=1e-3,
+    warmup_steps=3,
+    kl_weight=0.01,
+    nll_weight=0.1,
+    eval_every=3,
+    checkpoint_every=2,
+    select_by="last",
+)
+
+
+def favourite(episodes, rollouts):
+    """A reward of the tests: item 7 is best for everyone."""
+    return (rollouts.items == 7).any(-1).astype(np.float32)
+
+
+def make_task(folder, config=CONFIG, seed=0):
+    policy = toy_policy(toy_table(), scale=4.0)
+    save_policy(folder / "sft", policy, {"history": 5})
+    save_episodes(folder / "contexts.npz", toy_episodes(20, 30, targets=2))
+    return RlTask(str(folder / "sft"), str(folder / "contexts.npz"), seed, config)
+
+
+def run(task, folder, valid=None, **kwargs):
+    def log(step):
+        return MetricsLog(folder, LogConfig(wandb="disabled"), "test", resume_from=step)
+
+    return train_rl(task, valid or toy_episodes(6, 30, seed=9), folder / "training", log, **kwargs)
+
+
+def flat(policy):
+    return torch.cat([p.detach().flatten() for p in policy.model.parameters()])
+
+
+def test_policy_gradient_finds_the_rewarded_item(tmp_path):
+    config = replace(
+        CONFIG,
+        steps=60,
+        lr=1e-2,
+        epochs=1,
+        minibatch=0,
+        kl_weight=0.0,
+        nll_weight=0.0,
+        eval_every=60,
+        mode="sample",
+        group_size=16,
+        rewards=(RewardConfig("test_rl:favourite"),),
+    )
+    policy = run(make_task(tmp_path, config), tmp_path)
+    top = TorchEngine(policy).rollout(toy_episodes(10, 30, seed=5), 1)
+    assert (top.item[:, 0] == 7).all()
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    rewards = [row["reward"] for row in rows if "reward" in row]
+    assert np.mean(rewards[-5:]) > 0.9 > 0.5 > np.mean(rewards[:3])
+
+
+def test_one_seed_one_result_to_the_last_bit(tmp_path):
+    results = []
+    for name in "ab":
+        folder = tmp_path / name
+        folder.mkdir()
+        results.append((flat(run(make_task(folder), folder)), (folder / "metrics.jsonl").read_text()))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("select_by", ["last", "ndcg@10"])
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_stopped_and_resumed_is_never_stopped(tmp_path, at, select_by):
+    config = replace(CONFIG, select_by=select_by)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    whole.mkdir(), halves.mkdir()
+    expected = flat(run(make_task(whole, config), whole))
+
+    def kill(done, total, text):
+        if done == at:
+            raise Killed
+
+    task = make_task(halves, config)
+    with pytest.raises(Killed):
+        run(task, halves, on_progress=kill)
+    resumed = flat(run(task, halves))
+    assert torch.equal(expected, resumed)
+    assert (whole / "metrics.jsonl").read_text() == (halves / "metrics.jsonl").read_text()
+
+
+def test_only_the_newest_checkpoint_and_the_best_are_kept(tmp_path):
+    run(make_task(tmp_path, replace(CONFIG, select_by="ndcg@10")), tmp_path)
+    assert [path.name for path in checkpoints(tmp_path / "training")] == ["checkpoint-000006"]
+    assert len(list((tmp_path / "training").glob("best-*"))) == 1
+
+
+def test_training_without_steps_keeps_the_policy(tmp_path):
+    task = make_task(tmp_path, replace(CONFIG, steps=0))
+    assert torch.equal(flat(run(task, tmp_path)), flat(toy_policy(toy_table(), scale=4.0)))
+
+
+def test_half_a_line_in_the_log_is_dropped_on_resume(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n{"step": 2, "rew')
+    with MetricsLog(tmp_path, LogConfig(wandb="disabled"), "x", resume_from=2) as log:
+        log.log({"reward": float("nan")}, 3)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "reward": 0.5}, {"step": 3, "reward": None}]
+
+
+def test_unknown_choices_name_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="rllib, torch"):
+        run(make_task(tmp_path, replace(CONFIG, backend="tensorflow")), tmp_path)
+    with pytest.raises(ValueError, match="unknown objective 'gropo'.*grpo"):
+        run(make_task(tmp_path, replace(CONFIG, objective="gropo")), tmp_path / "x")
+    with pytest.raises(ValueError, match=r"unknown rl.select_by.*ndcg@10"):
+        run(make_task(tmp_path, replace(CONFIG, select_by="recall")), tmp_path / "y")
