@@ -212,8 +212,9 @@ SPLITS: dict[str, Callable[[DataSet, DataConfig, int], Splits]] = {
 def _check_shares(config: DataConfig) -> None:
     shares = {name: getattr(config, name) for name in ("rl_share", "valid_share", "test_share")}
     for name, value in shares.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}: expected a share in [0, 1), got {value}")
+        whole = config.split == "leave_one_out" and name == "rl_share"  # every user may give an RL context there
+        if not (0 <= value < 1 or (whole and value == 1)):
+            raise ValueError(f"{name}: expected a share in [0, 1{']' if whole else ')'}, got {value}")
     if config.split != "leave_one_out" and sum(shares.values()) >= 1:
         raise ValueError(f"rl_share, valid_share and test_share sum to {sum(shares.values()):g}; leave a share to SFT")
     if config.history < 1 or config.rl_contexts_per_user < 1:

@@ -1,0 +1,277 @@
+"""A preference model learned from logged impressions: the probability that a user engages with an item that is shown.
+
+Target attention in the manner of DIN and SIM (Pi et al. 2020), which GenRec's reward uses: the candidate is compared
+with every item of the history, and an MLP reads the candidate and how much of the history it matches. As in DIN the
+match is not normalised over the history, so that three matching items say more than one. A learned bias an item
+stands for what its text does not show, and a bias a place on the page keeps the examination effect out of the score.
+Small on purpose: it fits on one CPU thread. Left out: the search stage of SIM (histories here are short), other
+behaviours than engagement, and online updates.
+
+Symbols: N items, D embedding width, H hidden width, P pages, S places a page, T history length, K candidates.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sidgym.envs.impressions import Impressions, impressions
+from sidgym.envs.preference_network import Network, Shape
+from sidgym.envs.records import PAD_ITEM, Interactions
+from sidgym.sid.table import write_atomically
+
+SCHEMA_VERSION = 1
+"""Of the directory that ``LoggedPreference.save`` writes."""
+
+BIAS_SPEED = 3.0
+"""Learning rate of biases and other vectors, in units of ``lr``."""
+
+
+class LoggedPreference:
+    """A fitted model; make it with ``fit`` or ``load``.
+
+    ``report`` holds ``rows`` and ``pages`` trained on, ``epochs`` (of the kept weights), and what was measured on
+    training users that no gradient saw: ``valid_rows``, ``auc``, ``log_loss``, ``base_rate``, ``base_log_loss`` and
+    ``ece``.
+    """
+
+    def __init__(self, network: Network, report: dict[str, float]) -> None:
+        self.network = network.eval()
+        self.report = report
+
+    @classmethod
+    def fit(
+        cls,
+        interactions: Interactions,
+        users: np.ndarray,
+        embeddings: np.ndarray,
+        history: int = 20,
+        seed: int = 0,
+        epochs: int = 30,
+        hidden: int = 32,
+        heads: int = 4,
+        lr: float = 3e-3,
+        weight_decay: float = 0.01,
+        bias_penalty: float = 0.5,
+        batch: int = 400,
+        valid_share: float = 0.1,
+        patience: int = 2,
+    ) -> "LoggedPreference":
+        """Fit by binary cross-entropy on the impressions of the given users; nobody else's rows are read.
+
+        Args:
+            interactions: a log with ``feedback``.
+            users: (U,) ids of training users.
+            embeddings: (N, D) float, text embedding of every item of the catalogue.
+            history: positives before a page that the model reads, T.
+            seed: of the initial weights, the held-out users and the order of batches; the same seed, the same weights.
+            epochs, patience: passes at most, and passes without a lower held-out log loss before training stops.
+            hidden, heads: width H of item vectors, and the heads that share it.
+            lr, weight_decay: of AdamW; biases learn at ``BIAS_SPEED * lr`` and do not decay.
+            bias_penalty: L2 shrinkage of the item biases, in units of one impression's log loss (a Gaussian prior with
+                variance ``1 / (2 bias_penalty)`` on the logit).
+            batch: pages a step.
+            valid_share: share of the users kept for early stopping and the report.
+
+        Raises ``ValueError`` for a log without feedback, embeddings that are not finite or too few users.
+        """
+        pages = impressions(interactions, users, history)
+        vectors = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32))
+        if vectors.ndim != 2 or not bool(torch.isfinite(vectors).all()):
+            raise ValueError(
+                f"fit: expected finite embeddings (items, width), got shape {tuple(vectors.shape)} with NaN"
+            )
+        if int(pages.items.max()) >= len(vectors):
+            raise ValueError(f"fit: the log shows item {pages.items.max()}, but embeddings has {len(vectors)} rows")
+        if hidden % heads:
+            raise ValueError(f"fit: hidden ({hidden}) must be a multiple of heads ({heads})")
+        rng = np.random.default_rng(seed)
+        train, valid = _hold_out(pages, valid_share, rng)
+        shape = Shape(len(vectors), vectors.shape[1], int(pages.position.max()) + 1, history, hidden, heads)
+        with single_thread(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**31)))
+            network = Network(shape, vectors)
+            # Starting at the base rate saves the first epochs.
+            nn.init.constant_(network.outer.bias, _logit(train.engaged[train.items != PAD_ITEM].mean()))
+            trainer = _Trainer(network, train, batch, lr, weight_decay, bias_penalty, rng)
+            kept = trainer.run(valid, epochs, patience)
+            probability, engaged = _predict(network, valid, batch)
+        report = {"rows": int((train.items != PAD_ITEM).sum()), "pages": len(train.items), "epochs": kept}
+        return cls(network, report | evaluate_probabilities(probability, engaged))
+
+    def score(self, history: np.ndarray, items: np.ndarray, chunk: int = 1 << 16) -> np.ndarray:
+        """Probability that the user would engage with each item if it stood first on the page.
+
+        Args:
+            history: (B, T) item ids, oldest first, PAD_ITEM on the left; only the last ``shape.history`` columns count.
+            items: (B, K) item ids, or PAD_ITEM.
+            chunk: values worked on at once.
+
+        Returns (B, K) float32 in [0, 1], 0 at PAD_ITEM.
+        """
+        past = torch.from_numpy(np.ascontiguousarray(history[:, -self.network.shape.history :], dtype=np.int64))
+        shown = torch.from_numpy(np.ascontiguousarray(items, dtype=np.int64))
+        rows = max(1, chunk // max(1, shown.shape[1]))
+        with torch.inference_mode(), single_thread():
+            parts = [self.network(h, i).sigmoid() for h, i in zip(past.split(rows), shown.split(rows))]
+            scores = torch.cat(parts) if parts else torch.zeros(shown.shape)
+        return np.where(items == PAD_ITEM, np.float32(0.0), scores.numpy())
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``preference.safetensors`` (weights and item embeddings) and ``preference.json`` (sizes and report)."""
+        from safetensors.torch import save
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        header = {"schema_version": SCHEMA_VERSION, "shape": asdict(self.network.shape), "report": self.report}
+        text = json.dumps(header, allow_nan=False)  # fails before anything is written
+        write_atomically(directory / "preference.safetensors", save(self.network.state_dict()))
+        write_atomically(directory / "preference.json", text.encode())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "LoggedPreference":
+        """Read what ``save`` wrote; ``ValueError`` for another schema version."""
+        from safetensors.torch import load
+
+        directory = Path(directory)
+        header: dict[str, Any] = json.loads((directory / "preference.json").read_text())
+        if header.get("schema_version") != SCHEMA_VERSION:
+            found = header.get("schema_version")
+            raise ValueError(f"{directory}: expected schema_version {SCHEMA_VERSION}, got {found}; fit it again")
+        weights = load((directory / "preference.safetensors").read_bytes())
+        network = Network(Shape(**header["shape"]), weights["embeddings"])
+        network.load_state_dict(weights)
+        return cls(network, header["report"])
+
+
+class _Trainer:
+    """AdamW over pages with early stopping."""
+
+    def __init__(
+        self,
+        network: Network,
+        train: Impressions,
+        batch: int,
+        lr: float,
+        weight_decay: float,
+        bias_penalty: float,
+        rng: np.random.Generator,
+    ) -> None:
+        self.network, self.batch, self.rng = network, batch, rng
+        self.tensors = _tensors(train)
+        # The loss is a mean over impressions, so the prior counts once over all of them.
+        self.bias_penalty = bias_penalty / max(1, int((train.items != PAD_ITEM).sum()))
+        biases = [p for p in network.parameters() if p.ndim < 2]
+        matrices = [p for p in network.parameters() if p.ndim >= 2]
+        # Adam moves a parameter by about lr a step; item biases, in logits, have further to go than the weights.
+        groups = [
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": biases, "weight_decay": 0.0, "lr": BIAS_SPEED * lr},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=lr)
+
+    def run(self, valid: Impressions, epochs: int, patience: int) -> int:
+        """Train and leave the best weights in the network; the number of passes they took."""
+        best, kept, weights = np.inf, 0, None
+        for epoch in range(1, epochs + 1):
+            self._epoch()
+            probability, engaged = _predict(self.network, valid, self.batch)
+            loss = evaluate_probabilities(probability, engaged)["log_loss"]
+            if loss < best:
+                best, kept = loss, epoch
+                weights = {name: value.clone() for name, value in self.network.state_dict().items()}
+            elif epoch - kept >= patience:
+                break
+        if weights is None:
+            raise ValueError("fit: the held-out log loss was never finite; lower lr or check the embeddings")
+        self.network.load_state_dict(weights)
+        return kept
+
+    def _epoch(self) -> None:
+        self.network.train()
+        order = torch.from_numpy(self.rng.permutation(len(self.tensors[0])))
+        for rows in order.split(self.batch):
+            history, items, position, engaged = (tensor[rows] for tensor in self.tensors)
+            shown = items != PAD_ITEM
+            logits = self.network(history, items, position)[shown]
+            loss = F.binary_cross_entropy_with_logits(logits, engaged[shown])
+            loss = loss + self.bias_penalty * self.network.item_bias.square().sum()
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimiser.step()
+
+
+def evaluate_probabilities(probability: np.ndarray, engaged: np.ndarray, bins: int = 10) -> dict[str, float]:
+    """How well probabilities (E,) predict outcomes (E,) bool.
+
+    ``auc`` counts ties half and is 0.5 where one class is missing; ``ece`` is the expected calibration error over bins
+    of equal size; ``base_log_loss`` is that of the base rate, what a model that knows nothing reaches.
+    """
+    from scipy.stats import rankdata
+
+    p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
+    positive, count = int(engaged.sum()), len(engaged)
+    negative = count - positive
+    area = 0.5
+    if positive and negative:
+        area = (rankdata(p)[engaged].sum() - positive * (positive + 1) / 2) / (positive * negative)
+    order = np.argsort(p, kind="stable")
+    gaps = [abs(p[part].sum() - engaged[part].sum()) for part in np.array_split(order, bins)]
+    base = np.clip(positive / count, 1e-7, 1 - 1e-7)
+    return {
+        "valid_rows": count,
+        "auc": float(area),
+        "log_loss": float(-np.where(engaged, np.log(p), np.log1p(-p)).mean()),
+        "base_rate": positive / count,
+        "base_log_loss": float(-(base * np.log(base) + (1 - base) * np.log1p(-base))),
+        "ece": float(sum(gaps) / count),
+    }
+
+
+def _hold_out(pages: Impressions, share: float, rng: np.random.Generator) -> tuple[Impressions, Impressions]:
+    """Pages of most users and of a random share of them; ``ValueError`` when either side would be empty."""
+    users = rng.permutation(np.unique(pages.user))
+    held = max(1, round(share * len(users)))
+    if held >= len(users):
+        raise ValueError(f"fit: expected at least 2 users, of whom a share {share} is held out; got {len(users)}")
+    valid = np.isin(pages.user, users[:held])
+    return pages.take(~valid), pages.take(valid)
+
+
+def _tensors(pages: Impressions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    arrays = (pages.history, pages.items, pages.position, pages.engaged.astype(np.float32))
+    history, items, position, engaged = (torch.from_numpy(array) for array in arrays)
+    return history, items, position, engaged
+
+
+def _predict(network: Network, pages: Impressions, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and outcomes of all impressions, both (E,)."""
+    network.eval()
+    history, items, position, _ = _tensors(pages)
+    with torch.inference_mode():
+        parts = [network(*p).sigmoid() for p in zip(history.split(batch), items.split(batch), position.split(batch))]
+    shown = pages.items != PAD_ITEM
+    return torch.cat(parts).numpy()[shown], pages.engaged[shown]
+
+
+def _logit(probability: float) -> float:
+    p = min(max(float(probability), 1e-4), 1 - 1e-4)
+    return float(np.log(p / (1 - p)))
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Run torch on one thread, so that sums have one order; the caller's setting returns afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

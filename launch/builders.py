@@ -1,0 +1,178 @@
+"""What each stage does: reads the finished directories of the stages before it and writes its own.
+
+Left out: when a stage runs (``pipeline``) and how a run is summed up (``evaluation``, ``report``).
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sidgym.agents.checkpoint import load_policy, write_policy
+from sidgym.agents.config import RlConfig
+from sidgym.agents.logging import MetricsLog
+from sidgym.agents.policy import build_policy
+from sidgym.agents.rl import RlTask, save_episodes, train_rl
+from sidgym.agents.sft import train_sft
+from sidgym.envs.datasets import DataSet, load_dataset
+from sidgym.envs.splits import load_splits, save_splits, split
+from sidgym.launch.schema import RunConfig
+from sidgym.sid.embed import EMBEDDERS
+from sidgym.sid.registry import resolve
+from sidgym.sid.table import SidTable
+from sidgym.sid.tokenizers import build_table
+
+Builder = Callable[[RunConfig, Path, Any, str], None]
+
+DESCRIPTIONS = {
+    "data": "Reading the data and cutting the splits",
+    "sid": "Giving every item its Semantic ID",
+    "sft": "Supervised warm-up",
+    "sft_all": "Supervised warm-up on all contexts (control)",
+    "preference": "Fitting the preference model",
+    "rl": "Reinforcement learning",
+    "evaluate/baselines": "Evaluating the baselines",
+}
+
+
+def describe(name: str) -> str:
+    """What a stage does, in words."""
+    if name in DESCRIPTIONS:
+        return DESCRIPTIONS[name]
+    if name.startswith("rl_"):
+        return f"Control arm {name.removeprefix('rl_')}"
+    return f"Evaluating {name.removeprefix('evaluate/')}"
+
+
+def builder_of(name: str) -> Builder:
+    """The function that builds stage ``name``."""
+    if name.startswith("evaluate/"):
+        from sidgym.launch.evaluation import build_evaluation
+
+        return build_evaluation
+    if name.startswith("rl"):
+        return build_rl
+    return {"data": build_data, "sid": build_sid, "sft": build_sft, "sft_all": build_sft, "preference": build_preference}[
+        name
+    ]
+
+
+def prepare_process(threads: int) -> None:
+    """One process, ``threads`` threads, no network, no usage statistics."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def build_data(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
+    """The data set and its splits."""
+    dataset = load_dataset(config.data, config.seed)
+    splits = split(dataset, config.data, config.seed)
+    dataset.save(work)
+    save_splits(splits, work)
+    save_episodes(work / "rl_contexts.npz", splits.rl)
+
+
+def build_sid(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
+    """Item embeddings and the item-code table."""
+    dataset = DataSet.load(config.directory / "data")
+    embeddings = None
+    texts = dataset.catalogue.texts()
+    # A ready-made index needs no embeddings, but rewards that compare items do; a data set without text has none.
+    if not config.sid.index or all(texts):
+        embedder = resolve("embedder", config.sid.embedder, EMBEDDERS)
+        embeddings = embedder(texts, config.sid.embedding_dim, config.seed)
+        np.save(work / "embeddings.npy", embeddings)
+    table = build_table(embeddings, dataset.catalogue.ids, config.sid, config.seed)
+    table.save(work)
+    if on_progress:
+        sizes = " x ".join(str(size) for size in table.sizes)
+        on_progress(1, 1, f"{table.num_items} items, {sizes} codes, {table.collision_count()} in collision")
+
+
+def build_sft(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
+    """A fresh or loaded policy, trained on the SFT sequences (``sft_all``: on those of the RL contexts too)."""
+    table, splits = SidTable.load(config.directory / "sid"), load_splits(config.directory / "data")
+    policy = build_policy(config.policy, table, config.seed)
+    sequences = splits.sft_all if name == "sft_all" else splits.sft
+    with MetricsLog(work, config.log, f"{config.name}-{name}") as log:
+        result = train_sft(
+            policy,
+            sequences,
+            splits.valid,
+            config.sft,
+            config.data.history,
+            config.seed,
+            on_progress,
+            lambda figures: log.log(figures, int(figures["epoch"])),
+        )
+    info = {"stage": name, "history": config.data.history, "best_epoch": result.best_epoch, "figures": result.history}
+    write_policy(work, policy, info)
+
+
+def build_preference(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
+    """The model of engagement given a history and an item shown, from the training users' impressions alone."""
+    from sidgym.envs.preference import LoggedPreference
+
+    dataset, splits = DataSet.load(config.directory / "data"), load_splits(config.directory / "data")
+    model = LoggedPreference.fit(
+        dataset.interactions,
+        splits.train_users,
+        np.load(config.directory / "sid" / "embeddings.npy"),
+        history=config.data.history,
+        seed=config.seed,
+        epochs=config.preference.epochs,
+    )
+    model.save(work / "model")
+    (work / "report.json").write_text(json.dumps(model.report, indent=2) + "\n")
+    if on_progress:
+        on_progress(1, 1, f"AUC {model.report['auc']:.3f}, ECE {model.report['ece']:.3f} on held-out training users")
+
+
+def rl_task(config: RunConfig, rl: RlConfig, seed: int) -> RlTask:
+    """What an RL arm learns from, as paths into the run's folder."""
+    root = config.directory.resolve()
+
+    def existing(path: Path) -> str:
+        return str(path) if path.exists() else ""
+
+    return RlTask(
+        policy=str(root / "sft"),
+        contexts=str(root / "data" / "rl_contexts.npz"),
+        seed=seed,
+        config=rl,
+        embeddings=existing(root / "sid" / "embeddings.npy"),
+        preference=existing(root / "preference" / "model"),
+        truth=existing(root / "data" / "truth"),
+    )
+
+
+def build_rl(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
+    """One arm: RL from the SFT checkpoint, going on from the newest checkpoint in ``work``."""
+    from sidgym.launch.pipeline import arms_of
+
+    splits = load_splits(config.directory / "data")
+    rl = arms_of(config)[name]
+    task = rl_task(config, rl, config.seed)
+
+    def open_log(step: int | None) -> MetricsLog:
+        return MetricsLog(work, config.log, f"{config.name}-{name}", resume_from=step)
+
+    policy = train_rl(task, splits.valid, work / "training", open_log, on_progress)
+    info = {"stage": name, "history": config.data.history, "objective": rl.objective, "steps": rl.steps}
+    write_policy(work, policy, info)
+
+
+def load_stage_policy(config: RunConfig, name: str) -> Any:
+    """The policy of a finished stage, checked against the run's own SID table."""
+    return load_policy(config.directory / name, SidTable.load(config.directory / "sid"))

@@ -1,0 +1,160 @@
+"""The command line: ``sidgym run | data | sid | sft | rl | evaluate | recommend``.
+
+Each training command takes a TOML file (or the name of a shipped one) and overrides such as ``--rl.objective grpo``.
+Left out: what the commands do (``pipeline``, ``evaluation``, ``estimate``).
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+STAGE_COMMANDS = {
+    "run": "every stage of a configuration, then the report; finished stages are not run again",
+    "data": "read the data and cut the splits",
+    "sid": "give every item its Semantic ID",
+    "sft": "train the supervised policy",
+    "rl": "train the RL arm",
+    "evaluate": "evaluate everything that the configuration trains and write the report",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exits with 2 and one message on bad input; a traceback means a fault of the program."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    parser = make_parser()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    wants_help = bool({"-h", "--help"} & set(given)) and len(given) > 1 and given[0] in STAGE_COMMANDS
+    options, rest = parser.parse_known_args([a for a in given if not (wants_help and a in ("-h", "--help"))])
+    if options.command == "recommend" and rest:
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    try:
+        if options.command == "recommend":
+            recommend_file(options)
+        else:
+            run_command(options, [*rest, "--help"] if wants_help else rest)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        from sidgym.launch.errors import is_user_error
+        from sidgym.launch.jobs import JobError
+
+        if is_user_error(error) or isinstance(error, JobError):
+            print(f"sidgym: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        raise
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of everything but the settings, which have a parser of their own."""
+    parser = argparse.ArgumentParser(prog="sidgym", description="Generative recommendation by reinforcement learning.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in STAGE_COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text.capitalize() + ".", add_help=False)
+        sub.add_argument("config", type=Path, help="TOML file, or the name of a shipped one such as demo")
+        sub.add_argument("--print-config", action="store_true", help="print every setting that would be used, and stop")
+        sub.add_argument("--dry-run", action="store_true", help="estimate time and memory, and stop")
+        sub.add_argument("--seeds", type=int, default=1, help="repeat with so many seeds, from the configured one on")
+        if name == "rl":
+            sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+            sub.add_argument("--restart", action="store_true", help="discard an unfinished run and begin anew")
+    sub = commands.add_parser("recommend", help="answer a Parquet file of histories")
+    sub.add_argument("input", type=Path, help="Parquet file with a column 'history' of lists of item ids, oldest first")
+    sub.add_argument("output", type=Path, help="Parquet file to write: the same columns, 'items' and 'scores'")
+    sub.add_argument("--checkpoint", type=Path, default=Path("runs/demo/rl"), help="policy directory")
+    sub.add_argument("--k", type=int, default=10, help="items a history")
+    sub.add_argument("--batch", type=int, default=64, help="histories a batch")
+    sub.add_argument("--allowed", type=Path, help="text file with the item ids that may be recommended, one a line")
+    return parser
+
+
+def run_command(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """All commands that read a configuration."""
+    from sidgym.launch.config import load_config, to_toml
+
+    config = load_config(options.config, overrides, prog=f"sidgym {options.command} {options.config}")
+    if options.print_config:
+        print(to_toml(config), end="")
+        return
+    if options.dry_run:
+        from sidgym.launch.estimate import print_estimate
+
+        print_estimate(config, options.seeds)
+        return
+    from sidgym.launch.pipeline import run_pipeline, seed_configs
+
+    if options.command == "rl":
+        check_unfinished(config.directory / "rl.partial", options.resume, options.restart)
+    until = "" if options.command in ("run", "evaluate") else options.command
+    runs = seed_configs(config, options.seeds)
+    for run in runs:
+        if len(runs) > 1:
+            print(f"seed {run.seed}", file=sys.stderr)
+        run_pipeline(run, until)
+    if until:
+        print(f"{until}: {', '.join(str(run.directory / until) for run in runs)}")
+        return
+    finish(config, runs)
+
+
+def finish(config: object, runs: Sequence[object]) -> None:
+    """Writes summary and report, prints the table and where things are."""
+    from rich.console import Console
+
+    from sidgym.launch.evaluation import write_results
+    from sidgym.launch.report import console_table
+
+    summary = write_results(config, list(runs))  # type: ignore[arg-type]
+    Console().print(console_table(summary))
+    folder = runs[0].directory  # type: ignore[attr-defined]
+    print(f"report   {config.directory / 'report.html'}")  # type: ignore[attr-defined]
+    print(f"summary  {config.directory / 'summary.json'}")  # type: ignore[attr-defined]
+    print(f"model    {folder / 'rl'}")
+
+
+def check_unfinished(partial: Path, resume: bool, restart: bool) -> None:
+    """An unfinished run is neither continued nor thrown away unasked."""
+    if restart:
+        shutil.rmtree(partial, ignore_errors=True)
+    elif partial.exists() and not resume:
+        from sidgym.launch.stages import StageError
+
+        raise StageError(f"{partial} holds an unfinished run; give --resume to go on, or --restart to begin anew")
+    elif resume and not partial.exists():
+        print(f"nothing to resume in {partial}; starting from the SFT policy", file=sys.stderr)
+
+
+def recommend_file(options: argparse.Namespace) -> None:
+    """``sidgym recommend``: batches of histories from one Parquet file to another."""
+    import pandas as pd
+
+    from sidgym.agents.recommender import Recommender
+    from sidgym.launch.builders import prepare_process
+    from sidgym.launch.progress import progress
+
+    prepare_process(1)
+    table = pd.read_parquet(options.input)
+    if "history" not in table.columns:
+        found = ", ".join(map(str, table.columns))
+        raise ValueError(f"{options.input} has no column 'history' with lists of item ids; it has: {found}")
+    recommender = Recommender.load(options.checkpoint)
+    allowed = options.allowed.read_text().split() if options.allowed else None
+    items, scores = [], []
+    with progress("Recommending", len(table)) as advance:
+        for start in range(0, len(table), options.batch):
+            part = [list(history) for history in table["history"].iloc[start : start + options.batch]]
+            names, values = recommender.recommend(part, options.k, allowed, options.batch)
+            items += [[name for name in row if name] for row in names.tolist()]
+            scores += [row[: len(kept)] for row, kept in zip(values.tolist(), items[start:])]
+            advance(min(start + options.batch, len(table)), len(table), "")
+    fresh = options.output.with_name(options.output.name + ".writing")
+    table.assign(items=items, scores=scores).to_parquet(fresh, index=False)
+    fresh.replace(options.output)
+
+
+if __name__ == "__main__":
+    main()

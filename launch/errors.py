@@ -1,0 +1,26 @@
+"""Which exceptions are messages to the user, shown without a traceback.
+
+Bad input raises ``ValueError`` or ``FileNotFoundError`` with a text that says what to do; everything else is a fault of
+the program, whose traceback is needed.
+"""
+
+from sidgym.agents.checkpoint import CheckpointError
+from sidgym.launch.schema import ConfigError
+from sidgym.launch.stages import StageError
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether the message alone tells the user what to do."""
+    if isinstance(error, (ConfigError, StageError, CheckpointError, FileNotFoundError)):
+        return True
+    return type(error) is ValueError and _raised_in_sidgym(error)
+
+
+def _raised_in_sidgym(error: BaseException) -> bool:
+    """A bare ``ValueError`` counts when our own code raised it, not when numpy or torch did."""
+    trace = error.__traceback__
+    if trace is None:
+        return True
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")).startswith("sidgym.")

@@ -1,0 +1,213 @@
+"""Evaluation of every system of a run on the same test contexts, its summary and its report.
+
+A system is whatever answers a context with a ranked list: baselines, policies, the oracle. Each leaves per-context
+metrics and its lists; the summary compares them pairwise over contexts. Left out: how metrics and intervals are computed.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sidgym.agents.evaluate import evaluate_policy, preference_at_k, rerank
+from sidgym.benchmarks.baselines.cooccurrence import LastItemCooccurrence
+from sidgym.benchmarks.baselines.popularity import Popularity
+from sidgym.benchmarks.summary import SystemResult, summarise, write_summary
+from sidgym.envs.config import EvalConfig
+from sidgym.envs.datasets import DataSet
+from sidgym.envs.metrics import coverage, rank_metrics
+from sidgym.envs.records import PAD_ITEM, Episodes
+from sidgym.envs.splits import load_splits
+from sidgym.launch import builders
+from sidgym.launch.schema import RunConfig
+from sidgym.launch.stages import environment_record
+from sidgym.sid.table import SidTable
+
+
+def system_name(stage: str) -> str:
+    """What the tables call the policy of a stage: a control arm goes by its own name."""
+    return stage.removeprefix("rl_")
+
+
+def test_contexts(config: RunConfig) -> tuple[DataSet, Episodes]:
+    """The data set and the test contexts that every system answers."""
+    dataset = DataSet.load(config.directory / "data")
+    return dataset, load_splits(config.directory / "data").test.take(slice(0, config.eval.max_users or None))
+
+
+def build_evaluation(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
+    """Evaluates one policy (and SFT's reranked list beside it) or all baselines; a folder a system."""
+    stage = name.removeprefix("evaluate/")
+    if stage == "baselines":
+        _evaluate_baselines(config, work)
+        return
+    system = system_name(stage)
+    dataset, episodes = test_contexts(config)
+    policy = builders.load_stage_policy(config, stage)
+    truth = dataset.truth
+    preference = None if truth is None else (lambda e, items: truth.preference(e.event, items))
+    per_user, whole, ranked = evaluate_policy(policy, episodes, config.eval, preference, on_progress)
+    save_system(work / system, SystemResult(system, per_user, whole), ranked.items)
+    if system == "sft" and config.preference.enabled:
+        task = builders.rl_task(config, config.rl, config.seed)
+        reward = task.load_reward(policy.table)
+        # The reranker must not see the answer: without targets the reward's anchor has nothing to hold on to.
+        blind = replace(episodes, targets=np.full_like(episodes.targets, PAD_ITEM))
+        best = rerank(ranked, reward(blind, ranked)[0])
+        result = judge_items(best.items, episodes, config.eval, preference, policy.table.num_items)
+        save_system(work / "sft_reranked", SystemResult("sft_reranked", *result), best.items)
+
+
+def judge_items(
+    items: np.ndarray, episodes: Episodes, config: EvalConfig, preference: Any, num_items: int
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Per-context and whole-set metrics of ranked lists (B, K, C)."""
+    per_user = rank_metrics(items, episodes.target, config.ks)
+    if preference is not None:
+        per_user.update(preference_at_k(preference, episodes, items[:, :, 0]))
+    return per_user, {"coverage@10": float(coverage(items, num_items, 10))}
+
+
+def _evaluate_baselines(config: RunConfig, work: Path) -> None:
+    dataset, episodes = test_contexts(config)
+    sequences, count = load_splits(config.directory / "data").sft_all, len(dataset.catalogue)
+    width = min(max(config.eval.ks), count)
+    lists = {
+        "popularity": Popularity.fit(sequences, count).recommend(episodes, width)[0],
+        "cooccurrence": LastItemCooccurrence.fit(sequences, count).recommend(episodes, width)[0],
+    }
+    preference = None
+    truth = dataset.truth
+    if truth is not None:
+        from sidgym.envs.oracle import BayesReference, calibration
+
+        preference = lambda e, items: truth.preference(e.event, items)  # noqa: E731
+        best, predicted = BayesReference(truth, dataset.interactions).top(episodes.event, width)
+        lists["oracle"] = best
+        lists["bound"] = _best_by_truth(truth, episodes.event, width)
+        report = {
+            f"calibration@{k}": calibration(truth, episodes.event, best[:, :k], predicted[:, :k], episodes.user)
+            for k in (1, 10)
+        }
+        (work / "oracle.json").write_text(json.dumps(report, indent=2) + "\n")
+        _save_random(work, truth, episodes)
+    for name, items in lists.items():
+        result = judge_items(items[:, :, None], episodes, config.eval, preference, count)
+        save_system(work / name, SystemResult(name, *result), items[:, :, None])
+
+
+def _best_by_truth(truth: Any, events: np.ndarray, k: int, chunk: int = 256) -> np.ndarray:
+    parts = [
+        np.argsort(-truth.preference(events[start : start + chunk]), axis=1, kind="stable")[:, :k]
+        for start in range(0, len(events), chunk)
+    ]
+    return np.concatenate(parts)
+
+
+def _save_random(work: Path, truth: Any, episodes: Episodes) -> None:
+    """A uniformly random list, by its exact expectation instead of by a draw."""
+    from sidgym.envs.oracle import random_value
+
+    value = random_value(truth, episodes.event)
+    save_system(work / "random", SystemResult("random", {"preference@1": value, "preference@10": value}, {}), None)
+
+
+def save_system(directory: Path, result: SystemResult, items: np.ndarray | None) -> None:
+    """Writes per-context metrics, whole-set metrics and the first 50 items of the lists."""
+    directory.mkdir(parents=True)
+    np.savez(directory / "per_user.npz", **result.per_user)  # type: ignore[arg-type]
+    (directory / "whole.json").write_text(json.dumps(result.whole) + "\n")
+    if items is not None:
+        np.save(directory / "items.npy", items[:, :50, 0])
+
+
+def load_systems(config: RunConfig) -> dict[str, SystemResult]:
+    """Every evaluated system of a run, in the order of the report's table."""
+    found = {}
+    for file in sorted((config.directory / "evaluate").glob("*/*/per_user.npz")):
+        with np.load(file, allow_pickle=False) as arrays:
+            per_user = {key: arrays[key] for key in arrays.files}
+        found[file.parent.name] = SystemResult(
+            file.parent.name, per_user, json.loads((file.parent / "whole.json").read_text())
+        )
+    first = ["random", "popularity", "cooccurrence", "sft_all", "sft", "sft_reranked", "rl"]
+    last = ["oracle", "bound"]
+    middle = [name for name in found if name not in (*first, *last)]
+    return {name: found[name] for name in (*first, *middle, *last) if name in found}
+
+
+def write_results(config: RunConfig, runs: list[RunConfig]) -> dict[str, Any]:
+    """``summary.json`` and ``report.html`` in the folder of ``config`` from the finished ``runs`` (one a seed)."""
+    from sidgym.launch.config import to_toml
+    from sidgym.launch.pipeline import make_plan
+    from sidgym.launch.report import write_report
+
+    dataset, _ = test_contexts(runs[0])
+    notes = [*dataset.notes, *load_splits(runs[0].directory / "data").notes, *_notes(runs[0], dataset)]
+    oracle_file = runs[0].directory / "evaluate" / "baselines" / "oracle.json"
+    summary = summarise(
+        name=config.name,
+        results=[load_systems(run) for run in runs],
+        seeds=[run.seed for run in runs],
+        oracle=json.loads(oracle_file.read_text()) if oracle_file.exists() else None,
+        environment=environment_record(),
+        config_hash=make_plan(runs[0]).stages["evaluate/rl"].hash,
+        notes=notes,
+        bootstrap=config.eval.bootstrap,
+        same_users=config.data.split == "leave_one_out",
+    )
+    write_summary(config.directory / "summary.json", summary)
+    write_report(
+        config.directory / "report.html", summary, curves(runs[0]), examples(runs[0], dataset), to_toml(config), notes
+    )
+    return summary
+
+
+def _notes(config: RunConfig, dataset: DataSet) -> list[str]:
+    table = SidTable.load(config.directory / "sid")
+    report = table.metadata.get("collisions", {})
+    notes = [
+        f"Semantic IDs: {' x '.join(map(str, table.sizes))} codes, tokeniser {table.metadata.get('tokenizer', 'given index')}, "
+        f"{report.get('colliding_items', 0)} items collided before the policy {report.get('policy', 'keep')!r}, "
+        f"{table.collision_count()} after it."
+    ]
+    if dataset.name == "amazon":
+        notes.append("Not comparable with MiniOneRec's tables: other items and another split.")
+    preference = config.directory / "preference" / "report.json"
+    if preference.exists():
+        figures = json.loads(preference.read_text())
+        notes.append(
+            f"Preference model on held-out training users: AUC {figures['auc']:.3f}, expected calibration error "
+            f"{figures['ece']:.3f}, {figures['rows']:.0f} impressions."
+        )
+    return notes
+
+
+def curves(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
+    """The metrics log of every trained stage."""
+    from sidgym.agents.logging import read_metrics
+    from sidgym.launch.pipeline import arms_of
+
+    names = ("sft", "sft_all", *arms_of(config))
+    return {system_name(name): read_metrics(config.directory / name / "metrics.jsonl") for name in names}
+
+
+def examples(config: RunConfig, dataset: DataSet, count: int = 6) -> list[dict[str, Any]]:
+    """A few test users: what they had taken, what came next, what SFT and RL recommended."""
+    _, episodes = test_contexts(config)
+    lists = {
+        name: np.load(config.directory / "evaluate" / name / name / "items.npy") for name in ("sft", "rl")
+    }
+    titles = np.array(dataset.catalogue.titles, dtype=object)
+    rows = np.linspace(0, len(episodes) - 1, min(count, len(episodes))).astype(int)
+    return [
+        {
+            "user": int(episodes.user[row]),
+            "history": list(titles[[i for i in episodes.history[row] if i != PAD_ITEM][-8:]]),
+            "target": str(titles[episodes.target[row]]),
+            "lists": {name: list(titles[items[row, :5]]) for name, items in lists.items()},
+        }
+        for row in rows
+    ]

@@ -1,0 +1,100 @@
+"""Running independent stages side by side, each in its own process, with one progress bar each.
+
+Processes are spawned, never forked: torch and Ray do not survive a fork. Left out: dependencies (the caller runs one
+group of jobs after the other) and machines other than this one.
+"""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from queue import Empty
+from typing import Any
+
+from sidgym.launch.progress import OnProgress, progress
+
+CHILD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call that can travel to another process: ``function(*args, on_progress=...)``."""
+
+    description: str
+    function: Callable[..., None]
+    args: tuple[Any, ...]
+
+
+class JobError(RuntimeError):
+    """A job failed; the message holds the traceback of its process."""
+
+
+def run_jobs(jobs: Sequence[Job], workers: int) -> None:
+    """Runs all jobs, at most ``workers`` at a time; with one worker or one job, in this process.
+
+    Raises the job's own exception when it ran here, ``JobError`` (after the running jobs have ended) when it ran
+    elsewhere.
+    """
+    if workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            with progress(job.description) as advance:
+                job.function(*job.args, on_progress=advance)
+        return
+    for name, value in CHILD_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
+        queue = manager.Queue()
+        waiting = [(number, job, pool.submit(_run, number, job, queue)) for number, job in enumerate(jobs)]
+        _watch(waiting, queue)
+
+
+def _watch(waiting: list[tuple[int, Job, "Future[str]"]], queue: Any) -> None:
+    """Shows every job's progress until all have ended, then raises for those that failed."""
+    shown: dict[int, tuple[ExitStack, OnProgress]] = {}
+    failures: list[str] = []
+    open_jobs = {future: (number, job) for number, job, future in waiting}
+    descriptions = {number: job.description for number, job, _ in waiting}
+    while open_jobs:
+        done, _ = wait(open_jobs, timeout=0.2, return_when=FIRST_COMPLETED)
+        _drain(queue, shown, descriptions)
+        for future in done:
+            number, job = open_jobs.pop(future)
+            failure = str(future.exception()) if future.exception() is not None else future.result()
+            if number in shown:
+                shown.pop(number)[0].close()
+            if failure:
+                failures.append(f"{job.description} failed:\n{failure}")
+    if failures:
+        raise JobError("\n".join(failures))
+
+
+def _drain(queue: Any, shown: dict[int, tuple[ExitStack, OnProgress]], descriptions: dict[int, str]) -> None:
+    while True:
+        try:
+            number, done, total, text = queue.get_nowait()
+        except Empty:
+            return
+        if number not in shown:
+            stack = ExitStack()
+            shown[number] = (stack, stack.enter_context(progress(descriptions[number], total)))
+        shown[number][1](done, total, text)
+
+
+def _run(number: int, job: Job, queue: Any) -> str:
+    """In the child: the empty text, or the traceback of what went wrong."""
+
+    def report(done: int, total: int | None = None, text: str = "") -> None:
+        queue.put((number, done, total, text))
+
+    report(0, None, "starting")
+    try:
+        job.function(*job.args, on_progress=report)
+    except Exception as error:
+        from sidgym.launch.errors import is_user_error
+
+        return str(error) if is_user_error(error) else traceback.format_exc()
+    return ""

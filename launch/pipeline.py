@@ -1,0 +1,129 @@
+"""The pipeline: data -> Semantic IDs -> (preference, SFT) -> RL and its control arms -> evaluation -> report.
+
+A stage is a directory with the hash of its inputs (``stages``); what has been built is not built again. Stages that do
+not need each other run side by side (``jobs``). Left out: what a stage does, which stands in ``builders``.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sidgym.launch import builders
+from sidgym.launch.jobs import Job, run_jobs
+from sidgym.launch.schema import RunConfig
+from sidgym.launch.stages import Stage
+
+RESUMABLE = "rl"
+"""Name prefix of the stages that go on inside their own folder after a kill."""
+
+LARGE_FILE = 64 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of one run with their directories and hashes."""
+
+    config: RunConfig
+    stages: dict[str, Stage]
+
+    def levels(self) -> Iterator[list[str]]:
+        """Groups of stage names; a group needs only the groups before it."""
+        arms = [name for name in self.stages if name.startswith("rl")]
+        evaluations = [name for name in self.stages if name.startswith("evaluate/")]
+        training = [name for name in ("sft", "sft_all", "preference") if name in self.stages]
+        yield from (["data"], ["sid"], training, arms, evaluations)
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """The stages of ``config``. Raises ``FileNotFoundError`` when the data's path does not exist."""
+    root = config.directory
+    stages: dict[str, Stage] = {}
+
+    def add(name: str, inputs: dict[str, Any], *needs: str, folder: str = "") -> None:
+        whole = {**inputs, "seed": config.seed, "threads": config.threads, "needs": [stages[n].hash for n in needs]}
+        stages[name] = Stage(name, whole, root / (folder or name))
+
+    add("data", {"data": asdict(config.data), "files": fingerprint(config.data.path)})
+    add("sid", {"sid": asdict(config.sid), "index": fingerprint(config.sid.index)}, "data")
+    supervised = {"policy": asdict(config.policy), "sft": asdict(config.sft)}
+    add("sft", {**supervised, "files": fingerprint(config.policy.path)}, "sid")
+    add("sft_all", {**supervised, "files": fingerprint(config.policy.path)}, "sid")
+    rl_needs = ["sft"]
+    if config.preference.enabled:
+        add("preference", asdict(config.preference), "sid")
+        rl_needs.append("preference")
+    for name, rl in arms_of(config).items():
+        add(name, {"rl": trained_settings(rl)}, *rl_needs)
+    judged = {"eval": asdict(config.eval)}
+    add("evaluate/baselines", judged, "sid", folder="evaluate/baselines")
+    for name in ("sft", "sft_all", *arms_of(config)):
+        needs = [name, "preference"] if name == "sft" and config.preference.enabled else [name]
+        add(f"evaluate/{name}", judged, *needs, folder=f"evaluate/{name}")
+    return Plan(config, stages)
+
+
+def trained_settings(rl: Any) -> dict[str, Any]:
+    """The settings that results depend on: not the number of workers, nor how often a checkpoint is written."""
+    values = asdict(rl)
+    for name in ("env_runners", "checkpoint_every"):
+        values.pop(name)
+    return values
+
+
+def arms_of(config: RunConfig) -> dict[str, Any]:
+    """The RL arms by stage name: ``rl`` and ``rl_<name>`` for every control."""
+    return {"rl": config.rl, **{f"rl_{name}": rl for name, rl in config.arms.items()}}
+
+
+def run_pipeline(config: RunConfig, until: str = "") -> Plan:
+    """Builds every stage that is not complete, up to and including ``until`` (all of them when empty)."""
+    plan = make_plan(config)
+    for group in plan.levels():
+        wanted = [name for name in group if not until or name == until or until not in group]
+        jobs = [
+            Job(builders.describe(name), build_stage, (config, name))
+            for name in wanted
+            if not plan.stages[name].complete
+        ]
+        run_jobs(jobs, config.workers)
+        if until in group:
+            break
+    return plan
+
+
+def build_stage(config: RunConfig, name: str, on_progress: Any = None) -> None:
+    """Builds one stage whose inputs are complete. Runs in a process of its own when stages run side by side."""
+    builders.prepare_process(config.threads)
+    stage = make_plan(config).stages[name]
+    build = builders.builder_of(name)
+    stage.run(lambda work: build(config, work, on_progress, name), resumable=name.startswith(RESUMABLE))
+
+
+def seed_configs(config: RunConfig, seeds: int) -> list[RunConfig]:
+    """One configuration a seed, each in a folder of its own below the run's; the configuration itself for one seed."""
+    if seeds <= 1:
+        return [config]
+    return [
+        replace(config, seed=config.seed + k, out=str(config.directory), name=f"seed-{config.seed + k}")
+        for k in range(seeds)
+    ]
+
+
+def fingerprint(path: str) -> str:
+    """Hash of a file, or of every file in a folder by name and content; "" for no path."""
+    if not path:
+        return ""
+    root = Path(path)
+    if not root.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the folder or file with the raw data")
+    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        size = file.stat().st_size
+        # Weights of many gigabytes are told apart by size and time of change; everything else by content.
+        content = f"{size} {file.stat().st_mtime_ns}".encode() if size > LARGE_FILE else file.read_bytes()
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
