@@ -59,7 +59,7 @@ def read_info(directory: Path | str) -> dict[str, Any]:
     record = json.loads(path.read_text())
     if record.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{directory}: schema version {record.get('schema_version')!r}, this version of sidgym reads {SCHEMA_VERSION}"
+            f"{directory}: schema version {record.get('schema_version')!r}, this sidgym reads {SCHEMA_VERSION}"
         )
     return record
 
@@ -73,8 +73,8 @@ def load_policy(directory: Path | str, table: SidTable | None = None) -> Policy:
         raise CheckpointError(f"{directory}: its SID table is not the one that it was saved with")
     if table is not None and table.content_hash() != record["sid_hash"]:
         raise CheckpointError(
-            f"{directory} was trained on another catalogue: its SID table has hash {record['sid_hash'][:12]}, the table "
-            f"at hand {table.content_hash()[:12]}. Use the table in {directory / 'sid'} or train again."
+            f"{directory} was trained on another catalogue: its SID table has hash {record['sid_hash'][:12]}, the "
+            f"table at hand {table.content_hash()[:12]}. Use the table in {directory / 'sid'} or train again."
         )
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
@@ -117,7 +117,9 @@ def load_training(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, A
         raise CheckpointError(f"{directory} holds no training state (training.json)")
     position = json.loads((directory / "training.json").read_text())
     if position.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(f"{directory}: schema version {position.get('schema_version')!r}, expected {SCHEMA_VERSION}")
+        raise CheckpointError(
+            f"{directory}: schema version {position.get('schema_version')!r}, expected {SCHEMA_VERSION}"
+        )
     return load_file(directory / "training.safetensors"), position
 
 

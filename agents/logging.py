@@ -70,11 +70,12 @@ def _finite(value: Any) -> Any:
 def _start_wandb(directory: Path, config: LogConfig, name: str) -> Any:
     if config.wandb == "disabled":
         return None
-    if config.wandb not in ("offline", "online"):
+    if config.wandb != "offline" and config.wandb != "online":
         raise ValueError(f"log.wandb must be offline, online or disabled, got {config.wandb!r}")
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     settings = wandb.Settings(console="off", x_disable_stats=True, x_disable_meta=True, disable_git=True)
-    return wandb.init(project=config.project, name=name, dir=str(directory), mode=config.wandb, settings=settings)
+    mode: Any = config.wandb
+    return wandb.init(project=config.project, name=name, dir=str(directory), mode=mode, settings=settings)

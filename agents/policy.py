@@ -125,7 +125,7 @@ def build_policy(config: PolicyConfig, table: SidTable, seed: int) -> Policy:
         if not (Path(config.path) / "config.json").is_file():
             raise FileNotFoundError(f"policy.path {config.path!r} is no Hugging Face model directory (no config.json)")
         tokenizer = AutoTokenizer.from_pretrained(config.path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(config.path, local_files_only=True, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(config.path, local_files_only=True, dtype=torch.float32)
     else:
         tokenizer = fresh_tokenizer()
     add_sid_tokens(tokenizer, table)
@@ -186,7 +186,7 @@ def prompt_tensors(policy: Policy, history: Any) -> tuple[torch.Tensor, torch.Te
 
 
 def causal_visibility(mask: torch.Tensor) -> torch.Tensor:
-    """Boolean (B, P, P) for prompts with mask (B, P): causal, padding unseen; padding sees itself, so no row is empty."""
+    """Boolean (B, P, P) for prompts with mask (B, P): causal, padding unseen except by itself: no empty row."""
     length = mask.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     eye = torch.eye(length, dtype=torch.bool, device=mask.device)
@@ -196,4 +196,3 @@ def causal_visibility(mask: torch.Tensor) -> torch.Tensor:
 def parameter_count(model: nn.Module) -> int:
     """Number of distinct parameters (tied weights once)."""
     return sum(parameter.numel() for parameter in model.parameters())
-

@@ -63,7 +63,9 @@ class Recommender:
         row = self._rows.get(str(name))
         if row is None:
             example = ", ".join(list(self._rows)[:3])
-            raise ValueError(f"{where}: unknown item {name!r}; the catalogue has {len(self._rows)} items such as {example}")
+            raise ValueError(
+                f"{where}: unknown item {name!r}; the catalogue has {len(self._rows)} items such as {example}"
+            )
         return row
 
     def _episodes(self, histories: Sequence[Sequence[str]]) -> Episodes:

@@ -261,8 +261,10 @@ def _judge(
         return best
     name = f"eval/{config.select_by}"
     if name not in figures:
-        raise ValueError(f"unknown rl.select_by {config.select_by!r}; known here: last, " + ", ".join(
-            key.removeprefix("eval/") for key in figures))
+        raise ValueError(
+            f"unknown rl.select_by {config.select_by!r}; known here: last, "
+            + ", ".join(key.removeprefix("eval/") for key in figures)
+        )
     if best["value"] is None or figures[name] > best["value"]:
         best = {"value": figures[name], "step": step}
         save_training(_best(directory, best), weights, best)

@@ -1,8 +1,8 @@
 """Supervised warm-up: next-SID prediction with every position of a history supervised.
 
-Rows are windows of user sequences, each ``<|history|>`` and up to T + 1 items; the loss is next-token cross-entropy over
-the whole vocabulary (the papers' choice), so that the policy also learns what a legal SID looks like when nothing
-constrains it. Left out: text tasks, packing of several histories in a row, LoRA.
+Rows are windows of user sequences, each ``<|history|>`` and up to T + 1 items; the loss is next-token cross-entropy
+over the whole vocabulary (the papers' choice), so that the policy also learns what a legal SID looks like when
+nothing constrains it. Left out: text tasks, packing of several histories in a row, LoRA.
 """
 
 import math

@@ -5,10 +5,11 @@ out: chat templates and text tasks, which belong to supervised tasks over text.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sidgym.envs.records import PAD_ITEM
 from sidgym.sid.table import SidTable
@@ -81,7 +82,7 @@ def token_map(tokenizer: PreTrainedTokenizerBase, table: SidTable) -> TokenMap:
     return TokenMap(levels, vocabulary[HISTORY_TOKEN], int(pad), item_tokens)
 
 
-def resize_embeddings(model: PreTrainedModel, vocabulary: int, seed: int) -> None:
+def resize_embeddings(model: Any, vocabulary: int, seed: int) -> None:
     """Grows the model's embeddings to ``vocabulary`` rows.
 
     New rows are the mean of the old ones plus noise of a tenth of their standard deviation: they start inside the

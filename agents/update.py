@@ -4,7 +4,7 @@
 split a group); ``group_loss`` turns a batch into a loss. Left out: loops, checkpoints, logging.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -41,14 +41,30 @@ class GroupBatch:
         return GroupBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
-def rollout_groups(
-    episodes: Episodes, engine: Engine, reward: Reward, config: RlConfig, seed: int
-) -> tuple[GroupBatch, dict[str, np.ndarray]]:
+Groups = tuple[GroupBatch, dict[str, np.ndarray]]
+"""Groups and statistics (B,) of each context."""
+
+
+def rollout_groups(episodes: Episodes, engine: Engine, reward: Reward, config: RlConfig, seed: int) -> Groups:
     """Rolls out a group for each context, scores it and computes its advantages.
 
-    The result does not depend on how contexts are spread over workers as long as each worker is given whole chunks of
-    ``config.chunk``. The second value holds per-context statistics (B,) to be averaged over all workers.
+    Rollout and reward see ``config.chunk`` contexts at a time, because the shape of a batch can change the last bit of
+    a matrix product: so the result does not depend on how whole chunks are spread over workers. The second value holds
+    per-context statistics, to be averaged over all workers.
     """
+    starts = range(0, len(episodes), config.chunk)
+    chunks = (episodes.take(slice(start, start + config.chunk)) for start in starts)
+    return concatenate_groups([_rollout_chunk(chunk, engine, reward, config, seed) for chunk in chunks])
+
+
+def concatenate_groups(parts: Sequence[Groups]) -> Groups:
+    """Chunks one after another."""
+    arrays = {f.name: np.concatenate([getattr(groups, f.name) for groups, _ in parts]) for f in fields(GroupBatch)}
+    figures = {name: np.concatenate([stats[name] for _, stats in parts]) for name in parts[0][1]}
+    return GroupBatch(**arrays), figures
+
+
+def _rollout_chunk(episodes: Episodes, engine: Engine, reward: Reward, config: RlConfig, seed: int) -> Groups:
     rollouts = engine.rollout(episodes, config.group_size, config.mode, seed=seed)
     total, parts = reward(episodes, rollouts)
     valid = torch.from_numpy(rollouts.valid)

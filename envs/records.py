@@ -9,6 +9,7 @@ Symbols: N items, E events, B contexts, T history length, M targets a context, G
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ PAD_ITEM = -1
 """Fills histories (on the left), target sets and item lists (on the right)."""
 
 NEGATIVE, SHOWN, CLICK, ORDER = -1, 0, 1, 2
-"""Values of ``Interactions.feedback``: explicit dislike, shown and ignored, clicked, ordered (which implies clicked)."""
+"""Values of ``Interactions.feedback``: disliked, shown and ignored, clicked, ordered (so clicked too)."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Interactions:
 
     def select(self, rows: np.ndarray) -> "Interactions":
         """The given rows (boolean mask or indices), every optional field carried along."""
-        present = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Interactions(**{k: None if v is None else v[rows] for k, v in present.items()})
+        present: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value[rows] for name, value in present.items() if value is not None})
 
     def positives(self) -> "Interactions":
         """Clicks and orders only: what histories and targets are made of."""
@@ -96,8 +97,8 @@ class Episodes:
 
     def take(self, rows: np.ndarray | Sequence[int] | slice) -> "Episodes":
         """The given rows as Episodes."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Episodes(**{k: None if v is None else v[rows] for k, v in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
     def trimmed(self) -> "Episodes":
         """The same contexts without history columns that are padding in every row (at least one column stays)."""
@@ -112,7 +113,7 @@ class Rollouts:
 
     codes: np.ndarray  # (B, G, L) int64
     valid: np.ndarray  # (B, G) bool: the candidate exists and is a SID of the catalogue
-    items: np.ndarray  # (B, G, C) int64 items that share the SID, PAD_ITEM on the right; C = 1 where SID and item are 1:1
+    items: np.ndarray  # (B, G, C) int64 items of the SID, PAD_ITEM on the right; C = 1 where SID and item are 1:1
     logp: np.ndarray  # (B, G, L) float32 behaviour log-probabilities of the codes
     mode: str  # how the candidates were drawn: "beam", "sample", "free" ...
     normalise: str  # softmax over "trie" children or over the whole "vocab"
@@ -145,9 +146,7 @@ class Rollouts:
 def concatenate_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
     """Rollouts of consecutive chunks of contexts, joined in order."""
     width = max(part.items.shape[2] for part in parts)
-    items = [
-        np.pad(p.items, ((0, 0), (0, 0), (0, width - p.items.shape[2])), constant_values=PAD_ITEM) for p in parts
-    ]
+    items = [np.pad(p.items, ((0, 0), (0, 0), (0, width - p.items.shape[2])), constant_values=PAD_ITEM) for p in parts]
     return replace(
         parts[0],
         codes=np.concatenate([p.codes for p in parts]),

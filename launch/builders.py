@@ -56,9 +56,13 @@ def builder_of(name: str) -> Builder:
         return build_evaluation
     if name.startswith("rl"):
         return build_rl
-    return {"data": build_data, "sid": build_sid, "sft": build_sft, "sft_all": build_sft, "preference": build_preference}[
-        name
-    ]
+    return {
+        "data": build_data,
+        "sid": build_sid,
+        "sft": build_sft,
+        "sft_all": build_sft,
+        "preference": build_preference,
+    }[name]
 
 
 def prepare_process(threads: int) -> None:

@@ -5,6 +5,7 @@ evaluation batch are timed on a fresh policy of the configured shape, and multip
 processes and Ray, and early stopping, so the SFT figure is the most that it can take.
 """
 
+import functools
 import resource
 import time
 from collections.abc import Callable
@@ -44,25 +45,37 @@ def estimate(config: RunConfig) -> tuple[list[Cost], Policy, Splits]:
     start = time.perf_counter()
     dataset = load_dataset(config.data, config.seed)
     splits = split(dataset, config.data, config.seed)
-    costs = [Cost("data", time.perf_counter() - start, f"{len(dataset.interactions)} events, {len(splits.test)} test contexts")]
+    costs = [
+        Cost(
+            "data", time.perf_counter() - start, f"{len(dataset.interactions)} events, {len(splits.test)} test contexts"
+        )
+    ]
     # Random codes of the configured shape: the cost depends on the trie's size and not on who stands where in it.
     shape = SidConfig(tokenizer="random", levels=config.sid.levels, codes=config.sid.codes)
     table = build_table(np.zeros((len(dataset.catalogue), 1)), dataset.catalogue.ids, shape, config.seed)
     policy = build_policy(config.policy, table, config.seed)
     for name, sequences in (("sft", splits.sft), ("sft_all", splits.sft_all)):
         rows = windows(sequences, config.data.history + 1, None)
-        step = _seconds(lambda rows=rows: sft_loss(policy, rows[: config.sft.batch])[0].backward())
+        step = _seconds(functools.partial(_sft_step, policy, rows[: config.sft.batch]))
         steps = -(-len(rows) // config.sft.batch) * config.sft.epochs
         costs.append(Cost(name, step * steps, f"at most {steps} steps of {step * 1e3:.0f} ms"))
     for name, rl in arms_of(config).items():
         step = _rl_seconds(policy, splits.rl, rl)
-        costs.append(Cost(name, step * rl.steps, f"{rl.steps} iterations of {step * 1e3:.0f} ms, reward models not counted"))
+        costs.append(
+            Cost(name, step * rl.steps, f"{rl.steps} iterations of {step * 1e3:.0f} ms, reward models not counted")
+        )
     few = splits.test.take(slice(0, config.eval.batch))
     batch = _seconds(lambda: rank_contexts(policy, few, config.eval.beam, config.eval.batch))
     batches = -(-(config.eval.max_users or len(splits.test)) // config.eval.batch)
     policies = 2 + len(arms_of(config))
-    costs.append(Cost("evaluate", batch * batches * policies, f"{policies} policies, {batches} batches of {batch * 1e3:.0f} ms"))
+    costs.append(
+        Cost("evaluate", batch * batches * policies, f"{policies} policies, {batches} batches of {batch * 1e3:.0f} ms")
+    )
     return costs, policy, splits
+
+
+def _sft_step(policy: Policy, rows: np.ndarray) -> None:
+    sft_loss(policy, rows)[0].backward()
 
 
 def _rl_seconds(policy: Policy, contexts: Episodes, rl: RlConfig) -> float:
@@ -114,6 +127,6 @@ def print_estimate(config: RunConfig, seeds: int) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     console.print(
         f"about {wall * seeds / 60:.1f} minutes in all with {config.workers} workers and {seeds} seed(s), and half a "
-        f"minute to start processes; this process reached {peak:.1f} GiB, a run holds at most {config.workers + 1} such "
-        f"processes and Ray; {parameters / 1e6:.2f} M parameters"
+        f"minute to start processes; this process reached {peak:.1f} GiB, a run holds at most {config.workers + 1} "
+        f"such processes and Ray; {parameters / 1e6:.2f} M parameters"
     )

@@ -1,13 +1,14 @@
 """Evaluation of every system of a run on the same test contexts, its summary and its report.
 
 A system is whatever answers a context with a ranked list: baselines, policies, the oracle. Each leaves per-context
-metrics and its lists; the summary compares them pairwise over contexts. Left out: how metrics and intervals are computed.
+metrics and its lists; the summary compares them pairwise over contexts. Left out: how metrics and intervals are made.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from sidgym.launch import builders
 from sidgym.launch.schema import RunConfig
 from sidgym.launch.stages import environment_record
 from sidgym.sid.table import SidTable
+
+if TYPE_CHECKING:
+    from sidgym.envs.simulator import Truth
 
 
 def system_name(stage: str) -> str:
@@ -46,8 +50,7 @@ def build_evaluation(config: RunConfig, work: Path, on_progress: Any, name: str)
     system = system_name(stage)
     dataset, episodes = test_contexts(config)
     policy = builders.load_stage_policy(config, stage)
-    truth = dataset.truth
-    preference = None if truth is None else (lambda e, items: truth.preference(e.event, items))
+    preference = true_preference(dataset)
     per_user, whole, ranked = evaluate_policy(policy, episodes, config.eval, preference, on_progress)
     save_system(work / system, SystemResult(system, per_user, whole), ranked.items)
     if system == "sft" and config.preference.enabled:
@@ -58,6 +61,18 @@ def build_evaluation(config: RunConfig, work: Path, on_progress: Any, name: str)
         best = rerank(ranked, reward(blind, ranked)[0])
         result = judge_items(best.items, episodes, config.eval, preference, policy.table.num_items)
         save_system(work / "sft_reranked", SystemResult("sft_reranked", *result), best.items)
+
+
+def true_preference(dataset: DataSet) -> Callable[[Episodes, np.ndarray], np.ndarray] | None:
+    """``(episodes, items (B, k)) -> (B, k)``, the probability of a click; None where no simulator made the log."""
+    truth = dataset.truth
+    return None if truth is None else lambda episodes, items: truth.preference(events_of(episodes), items)
+
+
+def events_of(episodes: Episodes) -> np.ndarray:
+    """Log rows of the targets (B,), which every split of a simulated log records."""
+    assert episodes.event is not None
+    return episodes.event
 
 
 def judge_items(
@@ -78,24 +93,28 @@ def _evaluate_baselines(config: RunConfig, work: Path) -> None:
         "popularity": Popularity.fit(sequences, count).recommend(episodes, width)[0],
         "cooccurrence": LastItemCooccurrence.fit(sequences, count).recommend(episodes, width)[0],
     }
-    preference = None
-    truth = dataset.truth
-    if truth is not None:
-        from sidgym.envs.oracle import BayesReference, calibration
-
-        preference = lambda e, items: truth.preference(e.event, items)  # noqa: E731
-        best, predicted = BayesReference(truth, dataset.interactions).top(episodes.event, width)
-        lists["oracle"] = best
-        lists["bound"] = _best_by_truth(truth, episodes.event, width)
-        report = {
-            f"calibration@{k}": calibration(truth, episodes.event, best[:, :k], predicted[:, :k], episodes.user)
-            for k in (1, 10)
-        }
-        (work / "oracle.json").write_text(json.dumps(report, indent=2) + "\n")
-        _save_random(work, truth, episodes)
+    preference = true_preference(dataset)
+    if dataset.truth is not None:
+        lists |= _judge_oracles(work, dataset, dataset.truth, episodes, width)
     for name, items in lists.items():
         result = judge_items(items[:, :, None], episodes, config.eval, preference, count)
         save_system(work / name, SystemResult(name, *result), items[:, :, None])
+
+
+def _judge_oracles(
+    work: Path, dataset: DataSet, truth: "Truth", episodes: Episodes, width: int
+) -> dict[str, np.ndarray]:
+    """Lists of the Bayes reference and of the truth itself; writes how well the reference is calibrated."""
+    from sidgym.envs.oracle import BayesReference, calibration
+
+    events = events_of(episodes)
+    best, predicted = BayesReference(truth, dataset.interactions).top(events, width)
+    report = {
+        f"calibration@{k}": calibration(truth, events, best[:, :k], predicted[:, :k], episodes.user) for k in (1, 10)
+    }
+    (work / "oracle.json").write_text(json.dumps(report, indent=2) + "\n")
+    _save_random(work, truth, episodes)
+    return {"oracle": best, "bound": _best_by_truth(truth, events, width)}
 
 
 def _best_by_truth(truth: Any, events: np.ndarray, k: int, chunk: int = 256) -> np.ndarray:
@@ -110,7 +129,7 @@ def _save_random(work: Path, truth: Any, episodes: Episodes) -> None:
     """A uniformly random list, by its exact expectation instead of by a draw."""
     from sidgym.envs.oracle import random_value
 
-    value = random_value(truth, episodes.event)
+    value = random_value(truth, events_of(episodes))
     save_system(work / "random", SystemResult("random", {"preference@1": value, "preference@10": value}, {}), None)
 
 
@@ -169,7 +188,8 @@ def _notes(config: RunConfig, dataset: DataSet) -> list[str]:
     table = SidTable.load(config.directory / "sid")
     report = table.metadata.get("collisions", {})
     notes = [
-        f"Semantic IDs: {' x '.join(map(str, table.sizes))} codes, tokeniser {table.metadata.get('tokenizer', 'given index')}, "
+        f"Semantic IDs: {' x '.join(map(str, table.sizes))} codes, tokeniser "
+        f"{table.metadata.get('tokenizer', 'given index')}, "
         f"{report.get('colliding_items', 0)} items collided before the policy {report.get('policy', 'keep')!r}, "
         f"{table.collision_count()} after it."
     ]
@@ -197,9 +217,7 @@ def curves(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
 def examples(config: RunConfig, dataset: DataSet, count: int = 6) -> list[dict[str, Any]]:
     """A few test users: what they had taken, what came next, what SFT and RL recommended."""
     _, episodes = test_contexts(config)
-    lists = {
-        name: np.load(config.directory / "evaluate" / name / name / "items.npy") for name in ("sft", "rl")
-    }
+    lists = {name: np.load(config.directory / "evaluate" / name / name / "items.npy") for name in ("sft", "rl")}
     titles = np.array(dataset.catalogue.titles, dtype=object)
     rows = np.linspace(0, len(episodes) - 1, min(count, len(episodes))).astype(int)
     return [

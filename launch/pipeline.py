@@ -32,7 +32,7 @@ class Plan:
         """Groups of stage names; a group needs only the groups before it."""
         arms = [name for name in self.stages if name.startswith("rl")]
         evaluations = [name for name in self.stages if name.startswith("evaluate/")]
-        training = [name for name in ("sft", "sft_all", "preference") if name in self.stages]
+        training: list[str] = [name for name in self.stages if name in ("sft", "sft_all", "preference")]
         yield from (["data"], ["sid"], training, arms, evaluations)
 
 

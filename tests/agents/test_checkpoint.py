@@ -132,7 +132,7 @@ def test_a_local_checkpoint_gains_the_sid_tokens(tmp_path):
 
 
 def test_a_missing_model_and_an_unknown_architecture_say_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
         build_policy(PolicyConfig(path=str(tmp_path)), toy_table(), 0)
     with pytest.raises(ValueError, match="qwen3"):
         build_policy(PolicyConfig(architecture="qwen33"), toy_table(), 0)

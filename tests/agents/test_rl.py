@@ -131,7 +131,7 @@ def test_half_a_line_in_the_log_is_dropped_on_resume(tmp_path):
 def test_unknown_choices_name_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="rllib, torch"):
         run(make_task(tmp_path, replace(CONFIG, backend="tensorflow")), tmp_path)
-    with pytest.raises(ValueError, match="unknown objective 'gropo'.*grpo"):
+    with pytest.raises(ValueError, match=r"unknown objective 'gropo'.*grpo"):
         run(make_task(tmp_path, replace(CONFIG, objective="gropo")), tmp_path / "x")
     with pytest.raises(ValueError, match=r"unknown rl.select_by.*ndcg@10"):
         run(make_task(tmp_path, replace(CONFIG, select_by="recall")), tmp_path / "y")

@@ -51,7 +51,9 @@ def naive_logp(policy: Policy, history: np.ndarray, codes: np.ndarray, normalise
     tokens = [policy.tokenizer.convert_tokens_to_ids(HISTORY_TOKEN)]
     names = policy.table.tokens()
     for item in history[history != PAD_ITEM]:
-        tokens += [policy.tokenizer.convert_tokens_to_ids(names[lv][c]) for lv, c in enumerate(policy.table.codes[item])]
+        tokens += [
+            policy.tokenizer.convert_tokens_to_ids(names[lv][c]) for lv, c in enumerate(policy.table.codes[item])
+        ]
     path = [policy.tokenizer.convert_tokens_to_ids(names[lv][c]) for lv, c in enumerate(codes)]
     logits = policy.model(input_ids=torch.tensor([tokens + path])).logits[0].float()
     out = []

@@ -125,7 +125,17 @@ def test_recommend_a_file(finished, tmp_path):
     names = ["i0001", "i0002", "i0005"]
     pd.DataFrame({"user": ["a", "b"], "history": [names, []]}).to_parquet(tmp_path / "in.parquet")
     checkpoint = str(finished / "runs/tiny/rl")
-    main(["recommend", str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), "--checkpoint", checkpoint, "--k", "3"])
+    main(
+        [
+            "recommend",
+            str(tmp_path / "in.parquet"),
+            str(tmp_path / "out.parquet"),
+            "--checkpoint",
+            checkpoint,
+            "--k",
+            "3",
+        ]
+    )
     out = pd.read_parquet(tmp_path / "out.parquet")
     assert out["user"].tolist() == ["a", "b"]
     assert [len(row) for row in out["items"]] == [3, 3]
@@ -144,15 +154,20 @@ def refused(capfd, *arguments: str) -> str:
 
 
 def test_recommend_refuses_bad_input_and_writes_nothing(finished, tmp_path, capfd):
-    checkpoint = str(finished / "runs/tiny/rl")
+    checkpoint = ["--checkpoint", str(finished / "runs/tiny/rl")]
     source, target = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    files = [str(source), str(target)]
     pd.DataFrame({"items": [["i0001"]]}).to_parquet(source)
-    message = refused(capfd, "recommend", str(source), str(target), "--checkpoint", checkpoint)
+    message = refused(capfd, "recommend", *files, *checkpoint)
     assert "no column 'history'" in message
     assert "items" in message
     pd.DataFrame({"history": [["nonsense"]]}).to_parquet(source)
-    assert "unknown item 'nonsense'" in refused(capfd, "recommend", str(source), str(target), "--checkpoint", checkpoint)
-    assert "no sidgym checkpoint" in refused(capfd, "recommend", str(source), str(target), "--checkpoint", str(tmp_path))
+    assert "unknown item 'nonsense'" in refused(
+        capfd, "recommend", str(source), str(target), "--checkpoint", checkpoint
+    )
+    assert "no sidgym checkpoint" in refused(
+        capfd, "recommend", str(source), str(target), "--checkpoint", str(tmp_path)
+    )
     assert not list(tmp_path.glob("out.parquet*"))
 
 
@@ -168,8 +183,10 @@ def write_amazon(folder: Path, items: int = 12, users: int = 30) -> None:
     (folder / "Toy.item.json").write_text(json.dumps(text))
 
 
-AMAZON = TINY.replace('enabled = true\n', 'enabled = false\n').replace("gated_preference", "rule").replace(
-    "users = 150\nitems = 60", 'name = "amazon"\nsplit = "leave_one_out"\nmin_events = 0'
+AMAZON = (
+    TINY.replace("enabled = true\n", "enabled = false\n")
+    .replace("gated_preference", "rule")
+    .replace("users = 150\nitems = 60", 'name = "amazon"\nsplit = "leave_one_out"\nmin_events = 0')
 )
 
 
