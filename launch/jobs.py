@@ -90,7 +90,7 @@ def _run(number: int, job: Job, queue: Any) -> str:
     def report(done: int, total: int | None = None, text: str = "") -> None:
         queue.put((number, done, total, text))
 
-    report(0, None, "starting")
+    report(0)
     try:
         job.function(*job.args, on_progress=report)
     except Exception as error:

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -214,17 +215,23 @@ def _configuration(summary: Summary, config_toml: str) -> str:
 
 # Terminal ------------------------------------------------------------------------------------------------------------
 
-_CONSOLE = ("hr@10", "ndcg@10", "preference@1", "preference@10", "percent/preference@10", "har", "coverage@10")
-_CONSOLE_GROUPS = {"NDCG": "NDCG", "Hit rate (HR)": "HR", "True preference": "pref", "% of oracle": "% oracle "}
+_CONSOLE = ("hr@10", "ndcg@10", "preference@1", "preference@10", "percent/preference@10", "har")
+_CONSOLE_GROUPS = {"NDCG": "NDCG", "Hit rate (HR)": "HR", "True preference": "pref", "% of oracle": "% oracle"}
+
+
+def _console_head(column: Column) -> Text:
+    """Short enough that the table fits a terminal of 80 columns; the percentage is that of the top 10."""
+    group = _CONSOLE_GROUPS.get(column.group, "")
+    return Text(group if column.key.startswith("percent/") else group + column.head)
 
 
 def console_table(summary: Summary) -> Table:
     """The main figures of a run for the terminal; columns without data are left out, the best trained value is bold."""
     shown = [column for column in columns(summary) if column.key in _CONSOLE]
-    table = Table(title=Text(f"{summary['name']}: {summary['n_users']:,} test users, seeds {summary['seeds']}"))
+    table = Table(title=Text(f"{summary['name']}: {summary['n_users']:,} test users, seeds {summary['seeds']}"), box=box.SIMPLE)
     table.add_column("system", no_wrap=True)
     for column in shown:
-        table.add_column(Text(_CONSOLE_GROUPS.get(column.group, "") + column.head), justify="right", no_wrap=True)
+        table.add_column(_console_head(column), justify="right", no_wrap=True)
     bold = {column.key: column.best(summary) for column in shown}
     systems = order_systems(summary["systems"])
     for row, system in enumerate(systems):
