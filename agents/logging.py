@@ -31,7 +31,8 @@ class MetricsLog:
 
     def log(self, figures: dict[str, Any], step: int) -> None:
         """Writes ``figures`` under ``step``."""
-        row = {"step": step, **{key: _finite(value) for key, value in figures.items()}}
+        # Sorted, because a metric may come from another process in any order and two equal runs must write equal lines.
+        row = {"step": step, **{key: _finite(figures[key]) for key in sorted(figures)}}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._run is not None:

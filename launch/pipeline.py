@@ -23,10 +23,15 @@ LARGE_FILE = 64 << 20  # bytes
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages of one run with their directories and hashes."""
+    """All stages of one run with their directories and hashes, and the stages that each one reads."""
 
     config: RunConfig
     stages: dict[str, Stage]
+    needs: dict[str, tuple[str, ...]]
+
+    def closure(self, name: str) -> set[str]:
+        """``name`` and everything that it is built from."""
+        return {name}.union(*(self.closure(need) for need in self.needs[name]))
 
     def levels(self) -> Iterator[list[str]]:
         """Groups of stage names; a group needs only the groups before it."""
@@ -40,10 +45,12 @@ def make_plan(config: RunConfig) -> Plan:
     """The stages of ``config``. Raises ``FileNotFoundError`` when the data's path does not exist."""
     root = config.directory
     stages: dict[str, Stage] = {}
+    needed: dict[str, tuple[str, ...]] = {}
 
     def add(name: str, inputs: dict[str, Any], *needs: str, folder: str = "") -> None:
         whole = {**inputs, "seed": config.seed, "threads": config.threads, "needs": [stages[n].hash for n in needs]}
         stages[name] = Stage(name, whole, root / (folder or name))
+        needed[name] = needs
 
     add("data", {"data": asdict(config.data), "files": fingerprint(config.data.path)})
     add("sid", {"sid": asdict(config.sid), "index": fingerprint(config.sid.index)}, "data")
@@ -61,7 +68,7 @@ def make_plan(config: RunConfig) -> Plan:
     for name in ("sft", "sft_all", *arms_of(config)):
         needs = [name, "preference"] if name == "sft" and config.preference.enabled else [name]
         add(f"evaluate/{name}", judged, *needs, folder=f"evaluate/{name}")
-    return Plan(config, stages)
+    return Plan(config, stages, needed)
 
 
 def trained_settings(rl: Any) -> dict[str, Any]:
@@ -78,18 +85,12 @@ def arms_of(config: RunConfig) -> dict[str, Any]:
 
 
 def run_pipeline(config: RunConfig, until: str = "") -> Plan:
-    """Builds every stage that is not complete, up to and including ``until`` (all of them when empty)."""
+    """Builds every stage that is not complete: all of them, or ``until`` and what it is built from."""
     plan = make_plan(config)
+    wanted = plan.closure(until) if until else set(plan.stages)
     for group in plan.levels():
-        wanted = [name for name in group if not until or name == until or until not in group]
-        jobs = [
-            Job(builders.describe(name), build_stage, (config, name))
-            for name in wanted
-            if not plan.stages[name].complete
-        ]
-        run_jobs(jobs, config.workers)
-        if until in group:
-            break
+        missing = [name for name in group if name in wanted and not plan.stages[name].complete]
+        run_jobs([Job(builders.describe(name), build_stage, (config, name)) for name in missing], config.workers)
     return plan
 
 
