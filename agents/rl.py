@@ -17,7 +17,7 @@ import torch
 from sidgym.agents.checkpoint import load_policy, load_training, optimizer_tensors, restore_optimizer, save_training
 from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.agents.engine import TorchEngine
-from sidgym.agents.evaluate import rank_contexts
+from sidgym.agents.evaluate import legal_mass, rank_contexts
 from sidgym.agents.logging import MetricsLog
 from sidgym.agents.policy import Policy
 from sidgym.agents.update import (
@@ -231,10 +231,11 @@ def train_rl(
 
 
 def validate(policy: Policy, valid: Episodes, reward: RewardSum, config: RlConfig) -> dict[str, float]:
-    """HR@10, NDCG@10 and the mean reward of the top 10 on validation contexts, in a beam of at least 10."""
+    """HR@10, NDCG@10, the mean reward of the top 10 (beam of at least 10) and the legal mass on validation contexts."""
     contexts = valid.take(slice(0, config.eval_users or None))
     ranked = rank_contexts(policy, contexts, beam=max(10, config.group_size))
     figures = {f"eval/{k}": float(v.mean()) for k, v in rank_metrics(ranked.items, contexts.target, (10,)).items()}
+    figures["trie/legal_mass"] = float(legal_mass(policy, contexts.take(slice(0, 256))).mean())
     if config.rewards:
         total, _ = reward(contexts, ranked)
         figures["eval/reward"] = float(total[:, :10].mean())
@@ -263,7 +264,7 @@ def _judge(
     if name not in figures:
         raise ValueError(
             f"unknown rl.select_by {config.select_by!r}; known here: last, "
-            + ", ".join(key.removeprefix("eval/") for key in figures)
+            + ", ".join(key.removeprefix("eval/") for key in figures if key.startswith("eval/"))
         )
     if best["value"] is None or figures[name] > best["value"]:
         best = {"value": figures[name], "step": step}

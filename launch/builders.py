@@ -70,6 +70,7 @@ def prepare_process(threads: int) -> None:
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as transformers_logging
@@ -99,6 +100,7 @@ def build_sid(config: RunConfig, work: Path, on_progress: Any, name: str) -> Non
         np.save(work / "embeddings.npy", embeddings)
     table = build_table(embeddings, dataset.catalogue.ids, config.sid, config.seed)
     table.save(work)
+    table.to_index_json(work / "index.json")  # MiniOneRec's form, for other tools
     if on_progress:
         sizes = " x ".join(str(size) for size in table.sizes)
         on_progress(1, 1, f"{table.num_items} items, {sizes} codes, {table.collision_count()} in collision")

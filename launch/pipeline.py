@@ -5,11 +5,14 @@ not need each other run side by side (``jobs``). Left out: what a stage does, wh
 """
 
 import hashlib
+import importlib.util
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import sidgym
 from sidgym.launch import builders
 from sidgym.launch.jobs import Job, run_jobs
 from sidgym.launch.schema import RunConfig
@@ -48,7 +51,8 @@ def make_plan(config: RunConfig) -> Plan:
     needed: dict[str, tuple[str, ...]] = {}
 
     def add(name: str, inputs: dict[str, Any], *needs: str, folder: str = "") -> None:
-        whole = {**inputs, "seed": config.seed, "threads": config.threads, "needs": [stages[n].hash for n in needs]}
+        whole = {**inputs, "seed": config.seed, "threads": config.threads, "version": sidgym.__version__}
+        whole |= {"needs": [stages[n].hash for n in needs], "code": code_fingerprint(inputs)}
         stages[name] = Stage(name, whole, root / (folder or name))
         needed[name] = needs
 
@@ -69,6 +73,25 @@ def make_plan(config: RunConfig) -> Plan:
         needs = [name, "preference"] if name == "sft" and config.preference.enabled else [name]
         add(f"evaluate/{name}", judged, *needs, folder=f"evaluate/{name}")
     return Plan(config, stages, needed)
+
+
+def code_fingerprint(inputs: Any) -> dict[str, str]:
+    """Hash of the source of every component named ``package.module:name``: a changed reward is a new run.
+
+    A module that cannot be found is left to the stage that needs it, whose message names it.
+    """
+    if isinstance(inputs, dict):
+        inputs = list(inputs.values())
+    if isinstance(inputs, (list, tuple)):
+        return {name: value for part in inputs for name, value in code_fingerprint(part).items()}
+    if not isinstance(inputs, str) or not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", inputs):
+        return {}
+    try:
+        spec = importlib.util.find_spec(inputs.partition(":")[0])
+    except (ImportError, ValueError):
+        spec = None
+    source = Path(spec.origin) if spec is not None and spec.origin else None
+    return {inputs: fingerprint(str(source))} if source is not None and source.is_file() else {}
 
 
 def trained_settings(rl: Any) -> dict[str, Any]:

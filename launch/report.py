@@ -228,7 +228,9 @@ def _console_head(column: Column) -> Text:
 def console_table(summary: Summary) -> Table:
     """The main figures of a run for the terminal; columns without data are left out, the best trained value is bold."""
     shown = [column for column in columns(summary) if column.key in _CONSOLE]
-    table = Table(title=Text(f"{summary['name']}: {summary['n_users']:,} test users, seeds {summary['seeds']}"), box=box.SIMPLE)
+    table = Table(
+        title=Text(f"{summary['name']}: {summary['n_users']:,} test users, seeds {summary['seeds']}"), box=box.SIMPLE
+    )
     table.add_column("system", no_wrap=True)
     for column in shown:
         table.add_column(_console_head(column), justify="right", no_wrap=True)

@@ -100,6 +100,7 @@ def test_a_finished_stage_is_not_run_again(finished, capfd):
     assert "warm-up" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_are_the_same_to_the_last_bit(finished, tmp_path):
     main(["run", str(finished / "tiny.toml"), "--out", str(tmp_path), "--workers", "2"])
     first, second = finished / "runs/tiny", tmp_path / "tiny"
@@ -119,6 +120,28 @@ def test_changed_settings_rebuild_what_depends_on_them(finished, tmp_path):
     main(["rl", str(finished / "tiny.toml"), "--out", str(tmp_path / "runs"), "--rl.lr", "0.002"])
     after = {p.parent.name: json.loads(p.read_text())["inputs_hash"] for p in run.glob("*/stage.json")}
     assert {name for name in before if before[name] != after[name]} == {"rl"}
+
+
+def test_an_own_reward_by_name_and_its_changes_are_seen(finished, tmp_path, monkeypatch):
+    import shutil
+
+    from sidgym.launch.config import load_config
+    from sidgym.launch.pipeline import make_plan
+
+    source = tmp_path / "my_rewards.py"
+    source.write_text("def late(episodes, rollouts):\n    return rollouts.item / 100.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    own = ["--rewards", "my_rewards:late", "--out", str(tmp_path / "runs")]
+    main(["rl", str(finished / "tiny.toml"), *own])
+    rows = [json.loads(line) for line in (tmp_path / "runs/tiny/rl/metrics.jsonl").read_text().splitlines()]
+    assert any(row.get("rewards/my_rewards:late/mean", 0) > 0 for row in rows)
+    plan = make_plan(load_config(finished / "tiny.toml", own))
+    assert plan.stages["rl"].complete
+    source.write_text("def late(episodes, rollouts):\n    return rollouts.item / 50.0\n")
+    plan = make_plan(load_config(finished / "tiny.toml", own))
+    assert not plan.stages["rl"].complete, "the reward's code is an input"
+    assert plan.stages["sft"].complete
 
 
 def test_recommend_a_file(finished, tmp_path):
@@ -155,19 +178,15 @@ def refused(capfd, *arguments: str) -> str:
 
 def test_recommend_refuses_bad_input_and_writes_nothing(finished, tmp_path, capfd):
     checkpoint = ["--checkpoint", str(finished / "runs/tiny/rl")]
-    source, target = tmp_path / "in.parquet", tmp_path / "out.parquet"
-    files = [str(source), str(target)]
+    source = tmp_path / "in.parquet"
+    command = ["recommend", str(source), str(tmp_path / "out.parquet")]
     pd.DataFrame({"items": [["i0001"]]}).to_parquet(source)
-    message = refused(capfd, "recommend", *files, *checkpoint)
+    message = refused(capfd, *command, *checkpoint)
     assert "no column 'history'" in message
     assert "items" in message
     pd.DataFrame({"history": [["nonsense"]]}).to_parquet(source)
-    assert "unknown item 'nonsense'" in refused(
-        capfd, "recommend", str(source), str(target), "--checkpoint", checkpoint
-    )
-    assert "no sidgym checkpoint" in refused(
-        capfd, "recommend", str(source), str(target), "--checkpoint", str(tmp_path)
-    )
+    assert "unknown item 'nonsense'" in refused(capfd, *command, *checkpoint)
+    assert "no sidgym checkpoint" in refused(capfd, *command, "--checkpoint", str(tmp_path))
     assert not list(tmp_path.glob("out.parquet*"))
 
 
