@@ -93,6 +93,7 @@ def train_sft(
     result, best, best_weights, step = SftResult(), -1.0, None, 0
     for epoch in range(config.epochs):
         rng = np.random.default_rng([seed, epoch])
+        torch.manual_seed(int(rng.integers(2**63)))  # dropout draws from torch's own stream
         rows = windows(sequences, history + 1, rng)
         batches = _batches(rows, config.batch, rng)
         loss_sum, tokens = 0.0, 0

@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, rest = parser.parse_known_args([a for a in given if not (wants_help and a in ("-h", "--help"))])
     if options.command == "recommend" and rest:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    if options.command != "recommend" and options.config is None:
+        options.show_help(sys.stdout if wants_help else sys.stderr)
+        raise SystemExit(0 if wants_help else 2)
     try:
         if options.command == "recommend":
             recommend_file(options)
@@ -54,8 +57,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sidgym", description="Generative recommendation by reinforcement learning.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGE_COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text.capitalize() + ".", add_help=False)
-        sub.add_argument("config", type=Path, help="TOML file, or the name of a shipped one such as demo")
+        described = f"{text.capitalize()}. Every setting is an option too: sidgym {name} CONFIG --help lists them."
+        sub = commands.add_parser(name, help=text, description=described, add_help=False)
+        sub.set_defaults(show_help=sub.print_help)
+        sub.add_argument("config", type=Path, nargs="?", help="TOML file, or the name of a shipped one such as demo")
         sub.add_argument("--print-config", action="store_true", help="print every setting that would be used, and stop")
         sub.add_argument("--dry-run", action="store_true", help="estimate time and memory, and stop")
         sub.add_argument("--seeds", type=int, default=1, help="repeat with so many seeds, from the configured one on")

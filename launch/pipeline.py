@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import sidgym
+from sidgym.agents.objectives import ADVANTAGES, OBJECTIVES
+from sidgym.envs.datasets import DATASETS
+from sidgym.envs.rewards import REWARDS
 from sidgym.launch import builders
 from sidgym.launch.jobs import Job, run_jobs
 from sidgym.launch.schema import RunConfig
 from sidgym.launch.stages import Stage
+from sidgym.sid.embed import EMBEDDERS
+from sidgym.sid.registry import resolve
+from sidgym.sid.tokenizers import TOKENIZERS
 
 RESUMABLE = "rl"
 """Name prefix of the stages that go on inside their own folder after a kill."""
@@ -109,12 +115,28 @@ def arms_of(config: RunConfig) -> dict[str, Any]:
 
 def run_pipeline(config: RunConfig, until: str = "") -> Plan:
     """Builds every stage that is not complete: all of them, or ``until`` and what it is built from."""
+    check_names(config)
     plan = make_plan(config)
     wanted = plan.closure(until) if until else set(plan.stages)
     for group in plan.levels():
         missing = [name for name in group if name in wanted and not plan.stages[name].complete]
         run_jobs([Job(builders.describe(name), build_stage, (config, name)) for name in missing], config.workers)
     return plan
+
+
+def check_names(config: RunConfig) -> None:
+    """Resolves every component that the settings name, before the first stage spends any time.
+
+    Raises ``ValueError`` that lists what is known.
+    """
+    resolve("data set", config.data.name, DATASETS)
+    resolve("tokenizer", config.sid.tokenizer, TOKENIZERS)
+    resolve("embedder", config.sid.embedder, EMBEDDERS)
+    for rl in arms_of(config).values():
+        resolve("objective", rl.objective, OBJECTIVES)
+        resolve("advantage", rl.advantage, ADVANTAGES)
+        for term in rl.rewards:
+            resolve("reward", term.name, REWARDS)
 
 
 def build_stage(config: RunConfig, name: str, on_progress: Any = None) -> None:

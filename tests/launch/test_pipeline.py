@@ -283,6 +283,14 @@ def test_an_unfinished_run_is_neither_continued_nor_discarded_unasked(finished, 
     assert "--restart" in message
 
 
+def test_unknown_components_are_refused_before_anything_is_built(tmp_path, capfd):
+    config, out = write_config(tmp_path), ["--out", str(tmp_path / "runs")]
+    assert "Did you mean 'grpo'" in refused(capfd, "run", config, *out, "--rl.objective", "gropo")
+    assert "known: gated_preference" in refused(capfd, "run", config, *out, "--rewards", "hitt")
+    assert "cannot import" in refused(capfd, "run", config, *out, "--rewards", "no_such_package.here:it")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_unknown_key_is_named_with_the_nearest(tmp_path, capfd):
     message = refused(capfd, "run", write_config(tmp_path, TINY.replace("group_size", "group_sise")))
     assert "rl.group_size" in message
