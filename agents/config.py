@@ -86,7 +86,7 @@ class RlConfig:
     eval_every: int = 50
     """Steps between validations; the best checkpoint by validation is kept."""
     eval_users: int = 500
-    select_by: str = "reward"
+    select_by: str = "ndcg@10"
     """Validation metric that picks the kept weights: reward, ndcg@10, or last (no selection)."""
     checkpoint_every: int = 25
     """Steps between resumable checkpoints."""

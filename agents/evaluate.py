@@ -14,7 +14,7 @@ from sidgym.agents.packed import packed_logp
 from sidgym.agents.policy import Policy
 from sidgym.envs.config import EvalConfig
 from sidgym.envs.metrics import coverage, diversity, hallucination_rate, rank_metrics
-from sidgym.envs.records import Episodes, Rollouts, concatenate_rollouts
+from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts, concatenate_rollouts
 from sidgym.sid.trie import Trie
 
 Progress = Callable[[int, int, str], None]
@@ -81,7 +81,7 @@ def evaluate_policy(
     per_user = rank_metrics(ranked.items, episodes.target, config.ks)
     per_user["div"] = diversity(ranked.items)
     if preference is not None:
-        per_user.update(preference_at_k(preference, episodes, ranked.item))
+        per_user.update(preference_at_k(preference, episodes, ranked.items))
     few = episodes.take(slice(0, free_contexts))
     free = rank_contexts(policy, few, 10, config.batch, mode="free")
     whole = {
@@ -95,10 +95,16 @@ def evaluate_policy(
 def preference_at_k(
     preference: Callable[[Episodes, np.ndarray], np.ndarray], episodes: Episodes, items: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """``preference@1`` and ``preference@10`` (B,) of ranked items (B, K >= 10); an empty slot counts as zero."""
-    top = items[:, :10]
+    """``preference@1`` and ``preference@10`` (B,) of ranked groups (B, K, C); an empty place counts as zero.
+
+    Items that share a SID take consecutive places in stored order. Every system is judged on ten places, also one
+    whose list is shorter.
+    """
+    flat = items.reshape(len(items), -1)
+    order = np.argsort(flat == PAD_ITEM, axis=1, kind="stable")[:, :10]
+    top = np.take_along_axis(flat, order, axis=1)
     values = np.where(top >= 0, preference(episodes, np.maximum(top, 0)), 0.0)
-    return {"preference@1": values[:, 0], "preference@10": values.mean(1)}
+    return {"preference@1": values[:, 0], "preference@10": values.sum(1) / 10}
 
 
 def rerank(ranked: Rollouts, scores: np.ndarray) -> Rollouts:

@@ -47,11 +47,8 @@ def group_standardised(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tens
     count = valid.sum(-1, keepdim=True).clamp_min(1)
     kept = rewards.masked_fill(~valid, 0.0)
     centred = (kept - kept.sum(-1, keepdim=True) / count).masked_fill(~valid, 0.0)
-    highest = rewards.masked_fill(~valid, float("-inf")).amax(-1, keepdim=True)
-    lowest = rewards.masked_fill(~valid, float("inf")).amin(-1, keepdim=True)
     std = (centred.square().sum(-1, keepdim=True) / count).sqrt()
-    # Equality is judged on the rewards themselves: the rounding of a mean must not become a standardised signal.
-    equal = ~(highest > lowest)
+    equal = _equal(rewards, valid)
     return torch.where(equal, 0.0, centred / torch.where(equal, 1.0, std))
 
 
@@ -59,10 +56,18 @@ def group_centred(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """``A_i = r_i - mean(r)`` inside each group (Dr. GRPO: no division by the standard deviation). Shapes (B, G)."""
     count = valid.sum(-1, keepdim=True).clamp_min(1)
     mean = rewards.masked_fill(~valid, 0.0).sum(-1, keepdim=True) / count
-    equal = rewards.masked_fill(~valid, float("-inf")).amax(-1, keepdim=True) <= rewards.masked_fill(
-        ~valid, float("inf")
-    ).amin(-1, keepdim=True)
-    return torch.where(equal | ~valid, 0.0, rewards - mean)
+    return torch.where(_equal(rewards, valid) | ~valid, 0.0, rewards - mean)
+
+
+def _equal(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Whether a group's rewards are equal (B, 1), up to the rounding of the model that computed them.
+
+    Judged on the rewards themselves: neither their rounding nor a mean's must become a standardised signal.
+    """
+    highest = rewards.masked_fill(~valid, float("-inf")).amax(-1, keepdim=True)
+    lowest = rewards.masked_fill(~valid, float("inf")).amin(-1, keepdim=True)
+    scale = rewards.masked_fill(~valid, 0.0).abs().amax(-1, keepdim=True)
+    return ~(highest - lowest > 1e-6 * scale.clamp_min(1e-6))
 
 
 def grpo(inputs: LossInputs, spec: ObjectiveSpec) -> tuple[torch.Tensor, dict[str, float]]:
@@ -88,9 +93,9 @@ def grpo(inputs: LossInputs, spec: ObjectiveSpec) -> tuple[torch.Tensor, dict[st
     }
     if inputs.ref_logp is not None:
         delta = inputs.ref_logp - inputs.logp
-        kl = (delta.exp() - delta - 1).masked_fill(~valid, 0.0).sum() / valid.sum().clamp_min(1)
-        loss = loss + spec.kl_weight * kl
-        metrics["kl"] = float(kl.detach())
+        kl = (delta.exp() - delta - 1).masked_fill(~valid, 0.0).sum()
+        loss = loss + spec.kl_weight * kl / scale
+        metrics["kl"] = float(kl.detach() / valid.sum().clamp_min(1))
     return _add_nll(loss, metrics, inputs, spec)
 
 

@@ -30,7 +30,9 @@ def packed_logp(policy: Policy, history: np.ndarray, codes: torch.Tensor, normal
     codes = codes.to(policy.device)
     nodes = policy.trie.path(codes)[..., :-1]  # (B, G, L) node before each code
     fed = levels - 1
-    tokens = torch.stack([policy.level_ids(level)[codes[..., level].clamp_min(0)] for level in range(fed)], dim=-1)
+    # The last code of a SID is never read, so a SID of one level feeds nothing behind the prompt.
+    read = [policy.level_ids(level)[codes[..., level].clamp_min(0)] for level in range(fed)]
+    tokens = torch.stack(read, dim=-1) if read else codes.new_zeros(batch, group, 0)
     length = mask.sum(-1)
     positions = (length[:, None, None] + torch.arange(fed, device=ids.device)).expand(batch, group, fed)
     hidden = policy.hidden(
@@ -41,7 +43,7 @@ def packed_logp(policy: Policy, history: np.ndarray, codes: torch.Tensor, normal
     )
     prompt = ids.shape[1]
     first = hidden[:, prompt - 1 : prompt].expand(batch, group, -1)
-    rest = hidden[:, prompt:].reshape(batch, group, fed, -1)
+    rest = hidden[:, prompt:].reshape(batch, group, fed, hidden.shape[-1])
     scores = [
         _score(policy, first if level == 0 else rest[:, :, level - 1], nodes[..., level], codes, level, normalise)
         for level in range(levels)

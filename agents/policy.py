@@ -128,9 +128,10 @@ def build_policy(config: PolicyConfig, table: SidTable, seed: int) -> Policy:
         model: Any = AutoModelForCausalLM.from_pretrained(config.path, local_files_only=True, dtype=torch.float32)
     else:
         tokenizer = fresh_tokenizer()
+    known = len(tokenizer)
     add_sid_tokens(tokenizer, table)
     if config.path:
-        resize_embeddings(model, len(tokenizer), seed)
+        resize_embeddings(model, known, len(tokenizer), seed)
     else:
         model = _fresh_model(config, len(tokenizer), tokenizer, seed)
     model.generation_config = clean_generation_config(model, tokenizer)

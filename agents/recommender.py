@@ -15,6 +15,9 @@ from sidgym.agents.evaluate import rank_contexts
 from sidgym.agents.policy import Policy
 from sidgym.envs.records import PAD_ITEM, Episodes
 
+BEAM = 50
+"""Least width of the search."""
+
 
 class Recommender:
     """A policy with the names of its items. ``history`` is how many of the latest items it reads."""
@@ -50,7 +53,9 @@ class Recommender:
         trie = None
         if allowed is not None:
             trie = self.policy.trie.restrict(np.array([self._row(name, "allowed") for name in allowed], dtype=np.int64))
-        found = rank_contexts(self.policy, self._episodes(histories), beam=k, batch=batch, trie=trie)
+        # A beam as wide as the list would answer k = 1 greedily; at this width lists are those that were evaluated.
+        width = max(k, BEAM)
+        found = rank_contexts(self.policy, self._episodes(histories), beam=width, batch=batch, trie=trie)
         count = found.items.shape[2]
         items = found.items.reshape(len(histories), -1)
         scores = np.repeat(np.where(found.valid, found.score, -np.inf), count, axis=1)

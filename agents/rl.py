@@ -28,6 +28,7 @@ from sidgym.agents.update import (
     make_optimizer,
     minibatches,
     rollout_groups,
+    step_seed,
 )
 from sidgym.envs.metrics import rank_metrics
 from sidgym.envs.records import Episodes
@@ -125,7 +126,9 @@ class TorchTrainer:
     def step(self, number: int) -> dict[str, float]:
         rows = contexts_of_step(len(self.contexts), self.config, self.task.seed, number)
         episodes = self.contexts.take(rows)
-        batch, stats = rollout_groups(episodes, self.engine, self.reward, self.config, self.task.seed + number)
+        batch, stats = rollout_groups(
+            episodes, self.engine, self.reward, self.config, step_seed(self.task.seed, number)
+        )
         figures = update_policy(self.policy, self.optimizer, batch, self, self.reference)
         return {**{name: float(values.mean()) for name, values in stats.items()}, **figures}
 
@@ -222,7 +225,9 @@ def train_rl(
                 if done % config.checkpoint_every == 0 or done == config.steps:
                     _checkpoint(trainer, directory, done, best)
                 if on_progress:
-                    on_progress(done, config.steps, f"reward {figures['reward']:.3f}")
+                    on_progress(
+                        done, config.steps, f"reward {figures['reward']:.3f}, hits {figures['rollout/hit']:.2f}"
+                    )
         kept = trainer.weights() if config.select_by == "last" else load_training(_best(directory, best))[0]
     finally:
         trainer.close()

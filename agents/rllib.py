@@ -44,7 +44,15 @@ from sidgym.agents.checkpoint import load_policy, optimizer_tensors, restore_opt
 from sidgym.agents.policy import Policy
 from sidgym.agents.rl import RlTask, frozen_copy, model_weights
 from sidgym.agents.rllib_parts import ChunkSampler, Reply, collect, start_ray
-from sidgym.agents.update import GroupBatch, apply_gradients, contexts_of_step, group_loss, make_optimizer, minibatches
+from sidgym.agents.update import (
+    GroupBatch,
+    apply_gradients,
+    contexts_of_step,
+    group_loss,
+    make_optimizer,
+    minibatches,
+    step_seed,
+)
 
 SAMPLE_TIMEOUT = 600.0
 """Seconds after which an env runner that has not answered counts as lost for this attempt."""
@@ -284,7 +292,7 @@ class GroupAlgorithm(Algorithm):
         rows = contexts_of_step(len(local.contexts), task.config, task.seed, self.position)
         group = self.env_runner_group
         groups, figures = collect(
-            rows, task.seed + self.position, local, group.healthy_env_runner_ids, self._ask, self.send_weights
+            rows, step_seed(task.seed, self.position), local, group.healthy_env_runner_ids, self._ask, self.send_weights
         )
         columns = {field.name: getattr(groups, field.name) for field in fields(GroupBatch)}
         columns[VERSION] = np.full(len(groups), local.engine.version)

@@ -88,30 +88,21 @@ def train_sft(
     that is not finite.
     """
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    steps_an_epoch = math.ceil(len(windows(sequences, history + 1, None)) / config.batch) + 1
-    total = steps_an_epoch * config.epochs
+    sizes = [len(_epoch_plan(sequences, history + 1, config.batch, seed, e)[1]) for e in range(config.epochs)]
     result, best, best_weights, step = SftResult(), -1.0, None, 0
     for epoch in range(config.epochs):
-        rng = np.random.default_rng([seed, epoch])
-        torch.manual_seed(int(rng.integers(2**63)))  # dropout draws from torch's own stream
-        rows = windows(sequences, history + 1, rng)
-        batches = _batches(rows, config.batch, rng)
-        loss_sum, tokens = 0.0, 0
-        policy.train()
-        for number, batch in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * _schedule(step, total, config.warmup_steps)
-            loss, count = sft_loss(policy, rows[batch])
-            optimizer.zero_grad(set_to_none=True)
-            (loss / count).backward()
-            norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_grad_norm)
-            if not bool(torch.isfinite(norm)):
-                raise FloatingPointError(f"SFT gradient is not finite at epoch {epoch}, step {number}")
-            optimizer.step()
-            loss_sum, tokens, step = loss_sum + loss.item(), tokens + count, step + 1
+        rows, batches = _epoch_plan(sequences, history + 1, config.batch, seed, epoch)
+
+        def rate(number: int, done: int = step) -> float:
             if on_progress:
-                on_progress(epoch * len(batches) + number + 1, len(batches) * config.epochs, f"epoch {epoch + 1}")
-        figures = {"epoch": epoch + 1, "train_loss": loss_sum / max(tokens, 1), **validate(policy, valid, config)}
+                on_progress(done + number, sum(sizes), f"epoch {epoch + 1}")  # noqa: B023 - called in this turn only
+            return config.lr * _schedule(done + number, sum(sizes), config.warmup_steps)
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.SeedSequence([seed, epoch, 1]).generate_state(1)[0]))  # dropout's stream
+            loss = _train_epoch(policy, optimizer, [rows[batch] for batch in batches], config.max_grad_norm, rate)
+        step += len(batches)
+        figures = {"epoch": epoch + 1, "train_loss": loss, **validate(policy, valid, config)}
         result.history.append(figures)
         if on_metrics:
             on_metrics(figures)
@@ -124,6 +115,39 @@ def train_sft(
         policy.model.load_state_dict(best_weights)
     policy.eval()
     return result
+
+
+def _train_epoch(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    batches: list[np.ndarray],
+    max_grad_norm: float,
+    rate: Callable[[int], float],
+) -> float:
+    """One pass over the batches of windows; the mean loss a token. ``rate(number)`` is a step's learning rate."""
+    policy.train()
+    loss_sum, tokens = 0.0, 0
+    for number, rows in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(number)
+        loss, count = sft_loss(policy, rows)
+        optimizer.zero_grad(set_to_none=True)
+        (loss / count).backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            raise FloatingPointError(f"the SFT gradient is not finite at step {number} of an epoch")
+        optimizer.step()
+        loss_sum, tokens = loss_sum + loss.item(), tokens + count
+    return loss_sum / max(tokens, 1)
+
+
+def _epoch_plan(
+    sequences: Sequences, length: int, batch: int, seed: int, epoch: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Windows and batches of one epoch, a function of seed and epoch alone."""
+    rng = np.random.default_rng([seed, epoch])
+    rows = windows(sequences, length, rng)
+    return rows, _batches(rows, batch, rng)
 
 
 def validate(policy: Policy, valid: Episodes, config: SftConfig) -> dict[str, float]:

@@ -82,16 +82,19 @@ def token_map(tokenizer: PreTrainedTokenizerBase, table: SidTable) -> TokenMap:
     return TokenMap(levels, vocabulary[HISTORY_TOKEN], int(pad), item_tokens)
 
 
-def resize_embeddings(model: Any, vocabulary: int, seed: int) -> None:
-    """Grows the model's embeddings to ``vocabulary`` rows.
+def resize_embeddings(model: Any, known: int, vocabulary: int, seed: int) -> None:
+    """Grows the model's embeddings to at least ``vocabulary`` rows and initialises those from ``known`` on.
+
+    ``known`` is the size of the tokenizer before the new tokens: checkpoints often carry spare rows behind it, which
+    were never trained and are used first.
 
     New rows are the mean of the old ones plus noise of a tenth of their standard deviation: they start inside the
     cloud that the model knows, equally likely as outputs, yet apart from one another so that gradients tell them apart.
     """
-    old = model.get_input_embeddings().weight.shape[0]
-    if vocabulary <= old:
+    if vocabulary <= known:
         return
-    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    if vocabulary > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     tables = [model.get_input_embeddings().weight]
     output = model.get_output_embeddings()
@@ -99,6 +102,6 @@ def resize_embeddings(model: Any, vocabulary: int, seed: int) -> None:
         tables.append(output.weight)
     with torch.no_grad():
         for weight in tables:
-            known = weight[:old].float()
-            noise = torch.randn(vocabulary - old, weight.shape[1], generator=generator)
-            weight[old:] = (known.mean(0) + 0.1 * known.std(0) * noise).to(weight.dtype)
+            old = weight[:known].float()
+            noise = torch.randn(vocabulary - known, weight.shape[1], generator=generator)
+            weight[known:vocabulary] = (old.mean(0) + 0.1 * old.std(0) * noise).to(weight.dtype)

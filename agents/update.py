@@ -159,6 +159,11 @@ def minibatches(size: int, config: RlConfig, seed: int, step: int) -> list[np.nd
     return [order[start : start + width] for order in rows for start in range(0, size, width)]
 
 
+def step_seed(seed: int, step: int) -> int:
+    """Seed of the draws of iteration ``step``; runs with neighbouring seeds share none."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
 def contexts_of_step(total: int, config: RlConfig, seed: int, step: int) -> np.ndarray:
     """Which contexts iteration ``step`` uses: successive slices of seeded permutations, one after another.
 

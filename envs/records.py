@@ -181,4 +181,5 @@ class Splits:
     valid: Episodes
     test: Episodes
     train_users: np.ndarray  # users whose log any training stage may read (rewards and baselines included)
+    train_before: float | None = None  # seconds; events from this time on are out of bounds for every training stage
     notes: tuple[str, ...] = ()  # what the split can and cannot promise on this data set

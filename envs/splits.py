@@ -8,7 +8,7 @@ augmentation, and windows over long sequences, which are up to whoever trains.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,10 @@ def _assemble(
     """Splits from masks over the labels (Q,): two for sequences and one for each of rl, valid and test."""
     cut = {name: make_episodes(labels, np.flatnonzero(mask & labels.usable), config.history)
            for name, mask in contexts.items()}  # fmt: skip
-    return Splits(make_sequences(labels, sft), make_sequences(labels, sft_all), **cut,
-                  train_users=train_users, notes=notes)  # fmt: skip
+    return Splits(
+        make_sequences(labels, sft), make_sequences(labels, sft_all), cut["rl"], cut["valid"], cut["test"],
+        train_users=train_users, notes=notes,
+    )  # fmt: skip
 
 
 def by_user(dataset: DataSet, config: DataConfig, seed: int) -> Splits:
@@ -199,7 +201,9 @@ def chronological(dataset: DataSet, config: DataConfig, seed: int) -> Splits:
     first = _runs(labels.user, period)
     contexts = {name: first & (period == number) for number, name in ((1, "rl"), (2, "valid"), (3, "test"))}
     notes = (f"chronological cuts at times {', '.join(f'{cut:.6g}' for cut in cuts)}; {NEEDS_ORDER_AFTER}",)
-    return _assemble(labels, config, period == 0, period <= 1, contexts, np.unique(labels.user[period <= 1]), notes)
+    users = np.unique(labels.user[period <= 1])
+    splits = _assemble(labels, config, period == 0, period <= 1, contexts, users, notes)
+    return replace(splits, train_before=float(cuts[1]))
 
 
 SPLITS: dict[str, Callable[[DataSet, DataConfig, int], Splits]] = {
@@ -242,6 +246,32 @@ def split(dataset: DataSet, config: DataConfig, seed: int) -> Splits:
     return result
 
 
+def training_log(interactions: Interactions, splits: Splits) -> Interactions:
+    """The part of the log that reward models and baselines may be fitted on.
+
+    Rows of training users; of a user with a validation or test context only those before the page (else the event) of
+    the first such target; in a chronological split only those before validation begins.
+    """
+    keep = np.isin(interactions.user, splits.train_users)
+    if splits.train_before is not None and interactions.time is not None:
+        keep &= interactions.time < splits.train_before
+    for part in (splits.valid, splits.test):
+        if part.event is None:
+            raise ValueError("training_log: these splits do not say which log rows their targets are; cut them again")
+        first = np.full(int(interactions.user.max(initial=0)) + 1, np.iinfo(np.int64).max)
+        np.minimum.at(first, interactions.user[part.event], interactions.order[_page_begin(interactions, part.event)])
+        keep &= interactions.order < first[interactions.user]
+    return interactions.select(keep)
+
+
+def _page_begin(log: Interactions, rows: np.ndarray) -> np.ndarray:
+    """The first log row of each row's page; the row itself where the log has no pages."""
+    if log.page is None:
+        return rows
+    begins = np.flatnonzero(_runs(log.user, log.page))
+    return begins[np.searchsorted(begins, rows, side="right") - 1]
+
+
 def save_splits(splits: Splits, directory: str | Path) -> None:
     """Write ``splits.npz`` and ``splits.json`` into ``directory``, all or nothing."""
     arrays: dict[str, Any] = {"train_users": splits.train_users}
@@ -252,6 +282,7 @@ def save_splits(splits: Splits, directory: str | Path) -> None:
     with staged(directory, MANIFEST) as folder:
         np.savez_compressed(folder / "splits.npz", **arrays)
         manifest = {"schema_version": SCHEMA_VERSION, "notes": list(splits.notes)}
+        manifest["train_before"] = splits.train_before
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -270,5 +301,6 @@ def load_splits(directory: str | Path) -> Splits:
         valid=Episodes(**parts["valid"]),
         test=Episodes(**parts["test"]),
         train_users=parts["train_users"][""],
+        train_before=manifest["train_before"],
         notes=tuple(manifest["notes"]),
     )

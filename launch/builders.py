@@ -19,7 +19,7 @@ from sidgym.agents.policy import build_policy
 from sidgym.agents.rl import RlTask, save_episodes, train_rl
 from sidgym.agents.sft import train_sft
 from sidgym.envs.datasets import DataSet, load_dataset
-from sidgym.envs.splits import load_splits, save_splits, split
+from sidgym.envs.splits import load_splits, save_splits, split, training_log
 from sidgym.launch.schema import RunConfig
 from sidgym.sid.embed import EMBEDDERS
 from sidgym.sid.registry import resolve
@@ -132,7 +132,7 @@ def build_preference(config: RunConfig, work: Path, on_progress: Any, name: str)
 
     dataset, splits = DataSet.load(config.directory / "data"), load_splits(config.directory / "data")
     model = LoggedPreference.fit(
-        dataset.interactions,
+        training_log(dataset.interactions, splits),
         splits.train_users,
         np.load(config.directory / "sid" / "embeddings.npy"),
         history=config.data.history,
@@ -158,7 +158,7 @@ def rl_task(config: RunConfig, rl: RlConfig, seed: int) -> RlTask:
         seed=seed,
         config=rl,
         embeddings=existing(root / "sid" / "embeddings.npy"),
-        preference=existing(root / "preference" / "model"),
+        preference=existing(root / "preference" / "model") if config.preference.enabled else "",
         truth=existing(root / "data" / "truth"),
     )
 

@@ -10,6 +10,10 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sidgym.launch.stages import Stage
 
 STAGE_COMMANDS = {
     "run": "every stage of a configuration, then the report; finished stages are not run again",
@@ -90,12 +94,13 @@ def run_command(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
         print_estimate(config, options.seeds)
         return
-    from sidgym.launch.pipeline import run_pipeline, seed_configs
+    from sidgym.launch.pipeline import make_plan, run_pipeline, seed_configs
 
-    if options.command == "rl":
-        check_unfinished(config.directory / "rl.partial", options.resume, options.restart)
     until = "" if options.command in ("run", "evaluate") else options.command
     runs = seed_configs(config, options.seeds)
+    for run in runs:
+        if options.command == "rl":
+            check_unfinished(make_plan(run).stages["rl"], options.resume, options.restart)
     for run in runs:
         if len(runs) > 1:
             print(f"seed {run.seed}", file=sys.stderr)
@@ -121,14 +126,20 @@ def finish(config: object, runs: Sequence[object]) -> None:
     print(f"model    {folder / 'rl'}")
 
 
-def check_unfinished(partial: Path, resume: bool, restart: bool) -> None:
-    """An unfinished run is neither continued nor thrown away unasked."""
+def check_unfinished(stage: "Stage", resume: bool, restart: bool) -> None:
+    """An unfinished run is neither continued nor thrown away unasked, and not continued with other settings."""
+    from sidgym.launch.stages import StageError, read_record
+
+    partial = stage.directory.with_name(stage.directory.name + ".partial")
     if restart:
         shutil.rmtree(partial, ignore_errors=True)
     elif partial.exists() and not resume:
-        from sidgym.launch.stages import StageError
-
         raise StageError(f"{partial} holds an unfinished run; give --resume to go on, or --restart to begin anew")
+    elif partial.exists() and read_record(partial).get("inputs_hash") != stage.hash:
+        raise StageError(
+            f"{partial} was begun with other settings, code or data, so it cannot be resumed with these; go back to "
+            "them, or give --restart to begin anew"
+        )
     elif resume and not partial.exists():
         print(f"nothing to resume in {partial}; starting from the SFT policy", file=sys.stderr)
 
@@ -147,7 +158,7 @@ def recommend_file(options: argparse.Namespace) -> None:
         found = ", ".join(map(str, table.columns))
         raise ValueError(f"{options.input} has no column 'history' with lists of item ids; it has: {found}")
     recommender = Recommender.load(options.checkpoint)
-    allowed = options.allowed.read_text().split() if options.allowed else None
+    allowed = options.allowed.read_text().splitlines() if options.allowed else None
     items, scores = [], []
     with progress("Recommending", len(table)) as advance:
         for start in range(0, len(table), options.batch):

@@ -58,7 +58,9 @@ def build_evaluation(config: RunConfig, work: Path, on_progress: Any, name: str)
         reward = task.load_reward(policy.table)
         # The reranker must not see the answer: without targets the reward's anchor has nothing to hold on to.
         blind = replace(episodes, targets=np.full_like(episodes.targets, PAD_ITEM))
-        best = rerank(ranked, reward(blind, ranked)[0])
+        starts = range(0, len(blind), config.eval.batch)
+        rows = [slice(start, start + config.eval.batch) for start in starts]
+        best = rerank(ranked, np.concatenate([reward(blind.take(r), ranked.take(r))[0] for r in rows]))
         result = judge_items(best.items, episodes, config.eval, preference, policy.table.num_items)
         save_system(work / "sft_reranked", SystemResult("sft_reranked", *result), best.items)
 
@@ -81,14 +83,14 @@ def judge_items(
     """Per-context and whole-set metrics of ranked lists (B, K, C)."""
     per_user = rank_metrics(items, episodes.target, config.ks)
     if preference is not None:
-        per_user.update(preference_at_k(preference, episodes, items[:, :, 0]))
+        per_user.update(preference_at_k(preference, episodes, items))
     return per_user, {"coverage@10": float(coverage(items, num_items, 10))}
 
 
 def _evaluate_baselines(config: RunConfig, work: Path) -> None:
     dataset, episodes = test_contexts(config)
     sequences, count = load_splits(config.directory / "data").sft_all, len(dataset.catalogue)
-    width = min(max(config.eval.ks), count)
+    width = min(max(10, *config.eval.ks), count)
     lists = {
         "popularity": Popularity.fit(sequences, count).recommend(episodes, width)[0],
         "cooccurrence": LastItemCooccurrence.fit(sequences, count).recommend(episodes, width)[0],
@@ -144,8 +146,11 @@ def save_system(directory: Path, result: SystemResult, items: np.ndarray | None)
 
 def load_systems(config: RunConfig) -> dict[str, SystemResult]:
     """Every evaluated system of a run, in the order of the report's table."""
+    from sidgym.launch.pipeline import make_plan
+
+    stages = [stage for name, stage in make_plan(config).stages.items() if name.startswith("evaluate/")]
     found = {}
-    for file in sorted((config.directory / "evaluate").glob("*/*/per_user.npz")):
+    for file in sorted(path for stage in stages for path in stage.directory.glob("*/per_user.npz") if stage.complete):
         with np.load(file, allow_pickle=False) as arrays:
             per_user = {key: arrays[key] for key in arrays.files}
         found[file.parent.name] = SystemResult(
@@ -175,7 +180,8 @@ def write_results(config: RunConfig, runs: list[RunConfig]) -> dict[str, Any]:
         config_hash=make_plan(runs[0]).stages["evaluate/rl"].hash,
         notes=notes,
         bootstrap=config.eval.bootstrap,
-        same_users=config.data.split == "leave_one_out",
+        # A simulated store is another one with each seed; a real log cut without chance has the same test users.
+        same_users=dataset.truth is None and config.data.split in ("leave_one_out", "chronological"),
     )
     write_summary(config.directory / "summary.json", summary)
     write_report(
@@ -193,6 +199,14 @@ def _notes(config: RunConfig, dataset: DataSet) -> list[str]:
         f"{report.get('colliding_items', 0)} items collided before the policy {report.get('policy', 'keep')!r}, "
         f"{table.collision_count()} after it."
     ]
+    oracle = config.directory / "evaluate" / "baselines" / "oracle.json"
+    if oracle.exists():
+        check = json.loads(oracle.read_text())["calibration@10"]
+        notes.append(
+            f"The oracle predicts {check['predicted']:.4f} for its own top 10 and gets {check['true']:.4f} (difference "
+            f"{check['difference']:+.4f}, standard error {check['standard_error']:.4f}). Its inference is exact for a "
+            "page taken at random; test pages are each user's last one with a click, which it is not told."
+        )
     if dataset.name == "amazon":
         notes.append("Not comparable with MiniOneRec's tables: other items and another split.")
     preference = config.directory / "preference" / "report.json"
@@ -218,14 +232,17 @@ def examples(config: RunConfig, dataset: DataSet, count: int = 6) -> list[dict[s
     """A few test users: what they had taken, what came next, what SFT and RL recommended."""
     _, episodes = test_contexts(config)
     lists = {name: np.load(config.directory / "evaluate" / name / name / "items.npy") for name in ("sft", "rl")}
-    titles = np.array(dataset.catalogue.titles, dtype=object)
+
+    def titles(items: np.ndarray) -> list[str]:
+        return [dataset.catalogue.titles[item] for item in items if item != PAD_ITEM]
+
     rows = np.linspace(0, len(episodes) - 1, min(count, len(episodes))).astype(int)
     return [
         {
             "user": int(episodes.user[row]),
-            "history": list(titles[[i for i in episodes.history[row] if i != PAD_ITEM][-8:]]),
-            "target": str(titles[episodes.target[row]]),
-            "lists": {name: list(titles[items[row, :5]]) for name, items in lists.items()},
+            "history": titles(episodes.history[row])[-8:],
+            "target": titles(episodes.targets[row, :1])[0],
+            "lists": {name: titles(items[row, :5]) for name, items in lists.items()},
         }
         for row in rows
     ]

@@ -15,7 +15,7 @@ from typing import Any
 import sidgym
 from sidgym.agents.objectives import ADVANTAGES, OBJECTIVES
 from sidgym.envs.datasets import DATASETS
-from sidgym.envs.rewards import REWARDS
+from sidgym.envs.rewards import REWARDS, claims
 from sidgym.launch import builders
 from sidgym.launch.jobs import Job, run_jobs
 from sidgym.launch.schema import RunConfig
@@ -56,10 +56,10 @@ def make_plan(config: RunConfig) -> Plan:
     stages: dict[str, Stage] = {}
     needed: dict[str, tuple[str, ...]] = {}
 
-    def add(name: str, inputs: dict[str, Any], *needs: str, folder: str = "") -> None:
+    def add(name: str, inputs: dict[str, Any], *needs: str) -> None:
         whole = {**inputs, "seed": config.seed, "threads": config.threads, "version": sidgym.__version__}
         whole |= {"needs": [stages[n].hash for n in needs], "code": code_fingerprint(inputs)}
-        stages[name] = Stage(name, whole, root / (folder or name))
+        stages[name] = Stage(name, whole, root / name)
         needed[name] = needs
 
     add("data", {"data": asdict(config.data), "files": fingerprint(config.data.path)})
@@ -74,10 +74,12 @@ def make_plan(config: RunConfig) -> Plan:
     for name, rl in arms_of(config).items():
         add(name, {"rl": trained_settings(rl)}, *rl_needs)
     judged = {"eval": asdict(config.eval)}
-    add("evaluate/baselines", judged, "sid", folder="evaluate/baselines")
+    add("evaluate/baselines", judged, "sid")
     for name in ("sft", "sft_all", *arms_of(config)):
-        needs = [name, "preference"] if name == "sft" and config.preference.enabled else [name]
-        add(f"evaluate/{name}", judged, *needs, folder=f"evaluate/{name}")
+        if name == "sft" and config.preference.enabled:
+            add("evaluate/sft", {**judged, "rerank": asdict(config.rl)["rewards"]}, "sft", "preference")
+        else:
+            add(f"evaluate/{name}", judged, name)
     return Plan(config, stages, needed)
 
 
@@ -132,11 +134,20 @@ def check_names(config: RunConfig) -> None:
     resolve("data set", config.data.name, DATASETS)
     resolve("tokenizer", config.sid.tokenizer, TOKENIZERS)
     resolve("embedder", config.sid.embedder, EMBEDDERS)
-    for rl in arms_of(config).values():
+    for name, rl in arms_of(config).items():
         resolve("objective", rl.objective, OBJECTIVES)
         resolve("advantage", rl.advantage, ADVANTAGES)
         for term in rl.rewards:
-            resolve("reward", term.name, REWARDS)
+            reward = resolve("reward", term.name, REWARDS)
+            if term.name == "gated_preference" and not config.preference.enabled:
+                raise ValueError(
+                    f"{name}: reward 'gated_preference' needs the preference model: set preference.enabled"
+                )
+            if rl.select_by == "reward" and claims(reward, "needs_group"):
+                raise ValueError(
+                    f"{name}: select_by = 'reward' cannot judge by reward {term.name!r}, whose mean over a group is "
+                    "the same for every policy; use ndcg@10 or last"
+                )
 
 
 def build_stage(config: RunConfig, name: str, on_progress: Any = None) -> None:

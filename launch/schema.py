@@ -106,7 +106,15 @@ def validate(config: RunConfig, source: str = "configuration") -> None:
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
 
 
+TAKEN = frozenset(
+    "rl sft sft_all sft_reranked random popularity cooccurrence oracle bound baselines".split()  # noqa: SIM905
+)
+"""Names of systems that a control arm cannot have."""
+
+
 def _run_faults(config: RunConfig) -> Iterator[str]:
+    for arm in sorted(TAKEN & set(config.arms)):
+        yield f"arms.{arm}: the name is that of another system in the tables; choose one of your own"
     for where, name in [("name", config.name), *(("arms", arm) for arm in config.arms)]:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             yield f"{where}: expected letters, digits, '.', '_' and '-' (it becomes a folder's name), got {name!r}"
@@ -180,6 +188,8 @@ def _rl_faults(rl: RlConfig, where: str) -> Iterator[str]:
             f"{where}.group_size: the rank reward compares the candidates of a group; expected at least 2, "
             f"got {rl.group_size}"
         )
+    if rl.objective == "nll" and rl.nll_weight <= 0:
+        yield f"{where}: objective 'nll' with nll_weight {rl.nll_weight:g} would learn nothing; set nll_weight above 0"
     if not rl.rewards and rl.nll_weight <= 0:
         yield f"{where}: expected at least one reward or an nll_weight above 0, got neither: nothing would be learned"
     if rl.minibatch > rl.contexts_per_step:

@@ -125,10 +125,24 @@ def test_a_local_checkpoint_gains_the_sid_tokens(tmp_path):
     assert torch.equal(new[: len(old)], old), "known rows are untouched"
     fresh = new[len(old) :]
     assert len(fresh) == 15 - 6
-    assert float((fresh - old.mean(0)).abs().max()) < float(old.std()), "new rows start inside the known cloud"
+    assert (fresh - old.mean(0)).abs().max().item() < old.std().item(), "new rows start inside the known cloud"
     assert len(torch.unique(fresh, dim=0)) == len(fresh), "and differ from one another"
     assert policy.model.generation_config.temperature is None
     assert TorchEngine(policy).rollout(toy_episodes(2, 30), 4).valid.all()
+
+
+def test_spare_rows_of_a_checkpoint_are_initialised_too(tmp_path):
+    """Checkpoints are often padded to a round number of rows, which were never trained."""
+    small = toy_policy(toy_table(5, (2, 2, 2)))
+    known = len(small.tokenizer)
+    small.model.resize_token_embeddings(known + 7)
+    with torch.no_grad():
+        small.model.get_input_embeddings().weight[known:] = 0
+    small.model.save_pretrained(tmp_path / "base")
+    small.tokenizer.save_pretrained(tmp_path / "base")
+    policy = build_policy(PolicyConfig(path=str(tmp_path / "base")), toy_table(), 0)
+    ids = torch.cat([policy.level_ids(level) for level in range(3)])
+    assert (policy.model.get_input_embeddings().weight[ids].abs().sum(1) > 0).all()
 
 
 def test_a_missing_model_and_an_unknown_architecture_say_so(tmp_path):

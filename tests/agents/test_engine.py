@@ -24,7 +24,7 @@ def brute_force(policy, history, normalise):
 @given(st.integers(0, 10_000), st.sampled_from(["trie", "vocab"]), st.booleans())
 def test_wide_beam_is_brute_force(seed, normalise, unique):
     rng = np.random.default_rng(seed)
-    sizes = tuple(int(n) for n in rng.integers(1, 5, rng.integers(1, 4)))
+    sizes = tuple(int(n) for n in rng.integers(1, 5, rng.integers(1, 4)))  # one level up to three
     items = int(rng.integers(1, np.prod(sizes) + 1)) if unique else int(rng.integers(1, 12))
     table = toy_table(items, sizes, seed, unique)
     policy = toy_policy(table, seed)

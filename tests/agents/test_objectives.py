@@ -33,11 +33,15 @@ def test_grpo_golden_value():
 
 
 def test_grpo_kl_golden_value():
-    given = inputs([[[0.0], [0.0]]], [[[0.0], [0.0]]], [[0.0, 0.0]], ref_logp=torch.tensor([[[math.log(2)], [0.0]]]))
+    # Three candidates of two codes, the last one invalid: the metric is the mean over four valid codes, the loss the
+    # mean over all six slots, as for the policy term.
+    ref = torch.tensor([[[math.log(2), 0.0], [0.0, math.log(0.5)], [9.0, 9.0]]])
+    zero = [[[0.0, 0.0]] * 3]
+    given = inputs(zero, zero, [[0.0] * 3], ref_logp=ref, valid=torch.tensor([[True, True, False]]))
     loss, metrics = grpo(given, ObjectiveSpec(kl_weight=0.5))
-    kl = (2 - math.log(2) - 1) / 2  # summed over the codes of a candidate, averaged over candidates
-    assert metrics["kl"] == pytest.approx(kl)
-    assert loss.item() == pytest.approx(0.5 * kl)
+    total = (2 - math.log(2) - 1) + (0.5 - math.log(0.5) - 1)
+    assert metrics["kl"] == pytest.approx(total / 4)
+    assert loss.item() == pytest.approx(0.5 * total / 6)
 
 
 def test_nll_golden_value():
@@ -82,6 +86,12 @@ def test_contract_of_every_advantage(name):
     assert float(advantage[0].sum()) == pytest.approx(0, abs=1e-6)
     nothing = ADVANTAGES[name](rewards, torch.zeros_like(valid))
     assert (nothing == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_rounding_is_no_signal(name):
+    rewards = torch.tensor([[0.3, 0.3 + 3e-8, 0.3, 0.3], [0.0, 1e-25, 2e-25, 0.0]])
+    assert (ADVANTAGES[name](rewards, torch.ones(2, 4, dtype=torch.bool)) == 0).all()
 
 
 def test_group_standardised_is_the_textbook_formula():

@@ -48,9 +48,17 @@ def test_entropy_is_that_of_the_children():
         whole = table.codes[table.codes[:, 0] == code][0]
         first.append(naive_logp(policy, episodes.history[0], whole)[0])
     p = torch.stack(first).exp()
-    assert float(p.sum()) == pytest.approx(1.0, abs=1e-5)
+    assert p.sum().item() == pytest.approx(1.0, abs=1e-5)
     expected = -(p * p.log()).sum()
     torch.testing.assert_close(scores.entropy[0, :, 0], expected.expand(3), atol=1e-5, rtol=1e-5)
+
+
+def test_sids_of_one_level():
+    table = toy_table(6, (8,))
+    policy = toy_policy(table)
+    episodes = toy_episodes(2, 6)
+    scores = packed_logp(policy, episodes.history, torch.from_numpy(table.codes)[None].expand(2, -1, -1))
+    torch.testing.assert_close(scores.logp.exp().sum((1, 2)), torch.ones(2), atol=1e-5, rtol=1e-5)
 
 
 def test_a_sid_outside_the_trie_scores_nothing_and_leaves_finite_gradients():

@@ -14,7 +14,7 @@ from sidgym.envs.config import DataConfig
 from sidgym.envs.datasets import DataSet
 from sidgym.envs.leakage import check_leakage
 from sidgym.envs.records import CLICK, ORDER, PAD_ITEM, SHOWN, Catalogue, Episodes, Interactions, Sequences, Splits
-from sidgym.envs.splits import SPLITS, load_splits, save_splits, split
+from sidgym.envs.splits import SPLITS, load_splits, save_splits, split, training_log
 
 ITEMS = 30
 
@@ -50,6 +50,32 @@ CONFIG = DataConfig(history=4, min_events=2, rl_share=0.3, valid_share=0.15, tes
 def items_of(sequences: Sequences, user: int) -> list[int]:
     rows = np.flatnonzero(sequences.user == user)
     return sequences[rows[0]].tolist() if len(rows) else []
+
+
+@pytest.mark.parametrize("name", sorted(SPLITS))
+def test_training_log_ends_before_every_page_that_is_judged(name: str, tmp_path: Path) -> None:
+    data = page_log()
+    save_splits(split(data, replace(CONFIG, split=name), seed=0), tmp_path)
+    splits = load_splits(tmp_path)
+    log = data.interactions
+    used = training_log(log, splits)
+    assert len(used) > 0
+    assert set(used.user) <= set(splits.train_users)
+    assert log.page is not None
+    assert used.page is not None
+    read = set(zip(used.user.tolist(), used.page.tolist()))
+    for part in (splits.valid, splits.test):
+        assert part.event is not None
+        for row in part.event:
+            judged = {
+                (log.user[row], page) for page in range(log.page[row], log.page[log.user == log.user[row]].max() + 1)
+            }
+            assert not read & judged, "neither the page of a target nor any later page of its user"
+    if name == "chronological":
+        assert used.time is not None
+        assert log.time is not None
+        assert splits.valid.event is not None
+        assert used.time.max() < log.time[splits.valid.event].min()
 
 
 def test_leave_one_out_by_hand() -> None:

@@ -276,6 +276,64 @@ def test_a_checkpoint_of_another_catalogue(finished, tmp_path, capfd):
     assert "another catalogue" in message
 
 
+def test_old_and_foreign_folders_are_not_read_as_results(finished, tmp_path):
+    import shutil
+
+    from sidgym.launch.config import load_config
+    from sidgym.launch.evaluation import load_systems
+
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    config = load_config(finished / "tiny.toml", ["--out", str(tmp_path / "runs")])
+    folder = tmp_path / "runs/tiny/evaluate"
+    shutil.copytree(folder / "sft", folder / "rl.old")
+    (folder / "rl.old/sft").rename(folder / "rl.old/rl")
+    (folder / "removed_arm/removed_arm").mkdir(parents=True)
+    shutil.copy2(folder / "rl/rl/per_user.npz", folder / "removed_arm/removed_arm/per_user.npz")
+    systems = load_systems(config)
+    assert "removed_arm" not in systems
+    expected = np.load(folder / "rl/rl/per_user.npz")["ndcg@10"]
+    np.testing.assert_array_equal(systems["rl"].per_user["ndcg@10"], expected)
+
+
+def test_the_reranker_is_judged_anew_when_its_reward_changes(finished):
+    from sidgym.launch.config import load_config
+    from sidgym.launch.pipeline import make_plan
+
+    text = (finished / "tiny.toml").read_text()
+    other = finished / "other.toml"
+    other.write_text(text.replace('name = "gated_preference"', 'name = "gated_preference"\nargs = { tau = 0.9 }'))
+    first, second = (make_plan(load_config(path, ["--name", "tiny"])) for path in (finished / "tiny.toml", other))
+    assert first.stages["evaluate/sft"].hash != second.stages["evaluate/sft"].hash
+    assert first.stages["evaluate/sft_all"].hash == second.stages["evaluate/sft_all"].hash
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("enabled = true", "enabled = false"), "preference.enabled"),
+        (("[arms.nll_only]", "[arms.oracle]"), "another system"),
+        (("nll_weight = 1.0", "nll_weight = 0.0"), "nothing"),
+        (('select_by = "last"', 'select_by = "reward"'), "rank"),
+    ],
+)
+def test_settings_that_cannot_mean_anything_are_refused(tmp_path, capfd, change, said):
+    text = TINY.replace(*change)
+    if said == "rank":
+        text = text.replace("gated_preference", "rank")
+    assert said in refused(capfd, "run", write_config(tmp_path, text), "--out", str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unfinished_run_of_other_settings_is_not_resumed(finished, tmp_path, capfd):
+    work = tmp_path / "tiny/rl.partial"
+    work.mkdir(parents=True)
+    (work / "stage.json").write_text(json.dumps({"inputs_hash": "another", "complete": False}))
+    (work / "precious").write_text("hours of training")
+    message = refused(capfd, "rl", str(finished / "tiny.toml"), "--out", str(tmp_path), "--resume")
+    assert "other settings" in message
+    assert (work / "precious").exists()
+
+
 def test_an_unfinished_run_is_neither_continued_nor_discarded_unasked(finished, tmp_path, capfd):
     (tmp_path / "tiny/rl.partial").mkdir(parents=True)
     message = refused(capfd, "rl", str(finished / "tiny.toml"), "--out", str(tmp_path))
