@@ -60,6 +60,8 @@ class RlConfig:
     """Terms of the reward; none at all leaves only the NLL on the targets."""
     group_size: int = 16
     """Candidates G a context."""
+    engine: str = "torch"
+    """What rolls candidates out: a name in ENGINES, or package.module:name."""
     mode: str = "beam"
     """How candidates are drawn: beam or sample."""
     normalise: str = "trie"

@@ -9,6 +9,7 @@ independent draws. ``free``: beam search over the whole vocabulary without the t
 emit if nothing held it (hallucinated SIDs).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from sidgym.agents.policy import (
     prompt_tensors,
 )
 from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts, concatenate_rollouts
+from sidgym.sid.registry import resolve
 from sidgym.sid.trie import Trie
 
 MODES = ("beam", "sample", "free")
@@ -210,4 +212,10 @@ def _gumbel(index: np.ndarray, seed: int, policy: Policy, group: int) -> list[to
     return list(noise.split(sizes, dim=-1))
 
 
-ENGINES = {"torch": TorchEngine}
+ENGINES: dict[str, Callable[[Policy, int, str], Engine]] = {"torch": TorchEngine}
+"""Name -> ``(policy, chunk, normalise) -> Engine``."""
+
+
+def make_engine(name: str, policy: Policy, chunk: int, normalise: str) -> Engine:
+    """The engine called ``name`` over ``policy``. Raises ``ValueError`` that lists what is known."""
+    return resolve("engine", name, ENGINES)(policy, chunk, normalise)

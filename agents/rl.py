@@ -16,7 +16,7 @@ import torch
 
 from sidgym.agents.checkpoint import load_policy, load_training, optimizer_tensors, restore_optimizer, save_training
 from sidgym.agents.config import RewardConfig, RlConfig
-from sidgym.agents.engine import TorchEngine
+from sidgym.agents.engine import make_engine
 from sidgym.agents.evaluate import legal_mass, rank_contexts
 from sidgym.agents.logging import MetricsLog
 from sidgym.agents.policy import Policy
@@ -119,7 +119,7 @@ class TorchTrainer:
         self.reference = frozen_copy(self.policy) if self.config.kl_weight > 0 else None
         self.contexts = task.load_contexts()
         self.reward = task.load_reward(self.policy.table)
-        self.engine = TorchEngine(self.policy, self.config.chunk, self.config.normalise)
+        self.engine = make_engine(self.config.engine, self.policy, self.config.chunk, self.config.normalise)
         self.optimizer = make_optimizer(self.policy, self.config)
         self.updates = 0
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sidgym.agents.checkpoint import load_policy
-from sidgym.agents.engine import TorchEngine
+from sidgym.agents.engine import make_engine
 from sidgym.agents.rl import RlTask, model_weights
 from sidgym.agents.update import Groups, concatenate_groups, rollout_groups
 
@@ -54,7 +54,7 @@ class ChunkSampler:
         self.policy = load_policy(task.policy)
         self.contexts = task.load_contexts()
         self.reward = task.load_reward(self.policy.table)
-        self.engine = TorchEngine(self.policy, self.config.chunk, self.config.normalise)
+        self.engine = make_engine(self.config.engine, self.policy, self.config.chunk, self.config.normalise)
 
     def sample(self, chunks: dict[int, np.ndarray], seed: int, version: int, worker: int = 0) -> Reply:
         """Groups for the contexts (rows of the task's contexts) of each chunk, keyed by the chunk's position.

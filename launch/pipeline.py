@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sidgym
+from sidgym.agents.engine import ENGINES
 from sidgym.agents.objectives import ADVANTAGES, OBJECTIVES
 from sidgym.envs.datasets import DATASETS
 from sidgym.envs.rewards import REWARDS, claims
@@ -137,6 +138,7 @@ def check_names(config: RunConfig) -> None:
     for name, rl in arms_of(config).items():
         resolve("objective", rl.objective, OBJECTIVES)
         resolve("advantage", rl.advantage, ADVANTAGES)
+        resolve("engine", rl.engine, ENGINES)
         for term in rl.rewards:
             reward = resolve("reward", term.name, REWARDS)
             if term.name == "gated_preference" and not config.preference.enabled:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import naive_logp, toy_episodes, toy_policy, toy_table
 
-from sidgym.agents.engine import TorchEngine
+from sidgym.agents.engine import ENGINES, TorchEngine, make_engine
 from sidgym.agents.packed import packed_logp
 
 
@@ -20,9 +20,10 @@ def brute_force(policy, history, normalise):
     return codes[order], logp[order]
 
 
+@pytest.mark.parametrize("engine", sorted(ENGINES))
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["trie", "vocab"]), st.booleans())
-def test_wide_beam_is_brute_force(seed, normalise, unique):
+def test_wide_beam_of_every_engine_is_brute_force(engine, seed, normalise, unique):
     rng = np.random.default_rng(seed)
     sizes = tuple(int(n) for n in rng.integers(1, 5, rng.integers(1, 4)))  # one level up to three
     items = int(rng.integers(1, np.prod(sizes) + 1)) if unique else int(rng.integers(1, 12))
@@ -30,7 +31,7 @@ def test_wide_beam_is_brute_force(seed, normalise, unique):
     policy = toy_policy(table, seed)
     episodes = toy_episodes(3, items, seed=seed)
     width = items + 2
-    found = TorchEngine(policy, chunk=2, normalise=normalise).rollout(episodes, width)
+    found = make_engine(engine, policy, 2, normalise).rollout(episodes, width)
     for row in range(3):
         codes, logp = brute_force(policy, episodes.history[row], normalise)
         count = len(codes)
