@@ -190,8 +190,8 @@ class GroupModule(TorchRLModule, InferenceOnlyAPI):
 class GroupLearner(TorchLearner):
     """The optimiser steps of ``update``, each on this learner's share of the groups.
 
-    With several learners the loss is the mean of the shares' losses: equal to the loss over all groups for terms that
-    are means over groups; a KL term is weighed by the share's own count of valid candidates.
+    With several learners the loss is the mean of the shares' losses, which is the loss over all groups: every term of
+    an objective is a mean over groups.
     """
 
     config: Any

@@ -32,7 +32,7 @@ DESCRIPTIONS = {
     "data": "Reading the data and cutting the splits",
     "sid": "Giving every item its Semantic ID",
     "sft": "Supervised warm-up",
-    "sft_all": "Supervised warm-up on all contexts (control)",
+    "sft_all": "Control: SFT on all contexts",
     "preference": "Fitting the preference model",
     "rl": "Reinforcement learning",
     "evaluate/baselines": "Evaluating the baselines",
@@ -44,7 +44,7 @@ def describe(name: str) -> str:
     if name in DESCRIPTIONS:
         return DESCRIPTIONS[name]
     if name.startswith("rl_"):
-        return f"Control arm {name.removeprefix('rl_')}"
+        return f"Control: {name.removeprefix('rl_')}"
     return f"Evaluating {name.removeprefix('evaluate/')}"
 
 
