@@ -19,10 +19,12 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import sidgym
+
 RECORD = "stage.json"
 """The file that says what a directory was built from and whether it is complete."""
 
-PACKAGES = ("sidgym", "numpy", "torch", "transformers", "ray", "gymnasium")
+PACKAGES = ("numpy", "torch", "transformers", "ray", "gymnasium")
 """Packages whose versions go into the environment record."""
 
 
@@ -47,7 +49,7 @@ def content_hash(value: Any) -> str:
 
 def environment_record() -> dict[str, Any]:
     """Versions of Python and the packages (None where not installed), platform and processor count."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {"sidgym": sidgym.__version__}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -127,6 +129,8 @@ def run_stage(
     """
     directory = Path(directory)
     if is_complete(directory, inputs_hash):
+        # A kill between the two renames of an earlier build can leave the result that was replaced.
+        shutil.rmtree(directory.with_name(directory.name + ".old"), ignore_errors=True)
         return False
     if directory.exists() and not read_record(directory) and (not directory.is_dir() or any(directory.iterdir())):
         raise StageError(
