@@ -5,7 +5,9 @@ group of jobs after the other) and machines other than this one.
 """
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -46,10 +48,25 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
     for name, value in CHILD_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with context.Manager() as manager, ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         queue = manager.Queue()
         waiting = [(number, job, pool.submit(_run, number, job, queue)) for number, job in enumerate(jobs)]
         _watch(waiting, queue)
+
+
+def _end_with_parent() -> None:
+    """In a worker: ends it when the parent is gone, however that died.
+
+    An orphan would go on writing into the folder that a resumed run works in.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def _watch(waiting: list[tuple[int, Job, "Future[str]"]], queue: Any) -> None:
