@@ -22,6 +22,7 @@ NAMES = {
     "rl": "**SFT + GRPO**",
     "sft_reranked": "SFT's top 50 reranked by the reward",
     "oracle": "oracle (Bayes, knows the history)",
+    "bound": "bound (knows the taste, too)",
 }
 """Systems of the tables, in their order."""
 

@@ -94,6 +94,8 @@ def build_sid(config: RunConfig, work: Path, on_progress: Any, name: str) -> Non
     embeddings = None
     texts = dataset.catalogue.texts()
     # A ready-made index needs no embeddings, but rewards that compare items do; a data set without text has none.
+    if not config.sid.index and not any(texts):
+        raise ValueError(f"data set {dataset.name!r} has no item texts to make codes from; give a ready-made sid.index")
     if not config.sid.index or all(texts):
         embedder = resolve("embedder", config.sid.embedder, EMBEDDERS)
         embeddings = embedder(texts, config.sid.embedding_dim, config.seed)
