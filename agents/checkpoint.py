@@ -55,7 +55,8 @@ def read_info(directory: Path | str) -> dict[str, Any]:
     """``sidgym.json`` of a checkpoint, checked for its schema. Raises ``CheckpointError``."""
     path = Path(directory) / "sidgym.json"
     if not path.is_file():
-        raise CheckpointError(f"{directory} is no sidgym checkpoint: it has no sidgym.json")
+        why = "it has no sidgym.json" if Path(directory).is_dir() else "there is no such folder"
+        raise CheckpointError(f"{directory} is no sidgym checkpoint: {why}")
     record = json.loads(path.read_text())
     if record.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(

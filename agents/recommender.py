@@ -46,8 +46,11 @@ class Recommender:
         fewer than ``k`` SIDs exist, the ids end in "" and the scores in -inf. Items that share a SID stand together, in
         catalogue order, with one score. Raises ``ValueError`` for an item that is not in the catalogue.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        if not isinstance(k, int) or k < 1:
+            raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
+        if isinstance(allowed, str):
+            raise ValueError("allowed: expected item ids, got one string; wrap it in a list")
+        self.check(histories)
         if not len(histories):
             return np.empty((0, k), dtype=self.policy.table.item_ids.dtype), np.empty((0, k), dtype=np.float32)
         trie = None
@@ -64,12 +67,20 @@ class Recommender:
         names = np.where(items == PAD_ITEM, "", self.policy.table.item_ids[items])
         return names, np.where(items == PAD_ITEM, -np.inf, scores).astype(np.float32)
 
+    def check(self, histories: Sequence[Sequence[str]]) -> None:
+        """Raises ``ValueError`` for a history that is no list and for an item that is not in the catalogue."""
+        for number, history in enumerate(histories):
+            if isinstance(history, str):
+                raise ValueError(f"history {number}: expected a list of item ids, got the string {history!r}")
+            for name in history:
+                self._row(name, f"history {number}")
+
     def _row(self, name: str, where: str) -> int:
         row = self._rows.get(str(name))
         if row is None:
             example = ", ".join(list(self._rows)[:3])
             raise ValueError(
-                f"{where}: unknown item {name!r}; the catalogue has {len(self._rows)} items such as {example}"
+                f"{where}: unknown item {str(name)!r}; the catalogue has {len(self._rows)} items such as {example}"
             )
         return row
 

@@ -156,8 +156,7 @@ def update_policy(
     for part in minibatches(len(batch), config, trainer.task.seed, trainer.updates):
         optimizer.zero_grad(set_to_none=True)
         loss, metrics = group_loss(policy, batch.take(part), config, reference)
-        if loss.requires_grad:
-            loss.backward()
+        loss.backward()
         metrics["grad_norm"] = apply_gradients(policy, optimizer, config, trainer.updates)
         trainer.updates += 1
         rows.append(metrics)

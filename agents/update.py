@@ -6,6 +6,7 @@ split a group); ``group_loss`` turns a batch into a loss. Left out: loops, check
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,9 @@ def group_loss(
         target_valid=target_valid.to(policy.device) if with_targets else None,
     )
     objective = resolve("objective", config.objective, OBJECTIVES)
-    loss, metrics = objective(inputs, ObjectiveSpec(config.clip, config.kl_weight, config.nll_weight))
+    loss, metrics = _checked(
+        config.objective, objective(inputs, ObjectiveSpec(config.clip, config.kl_weight, config.nll_weight))
+    )
     entropy = scores.entropy[:, :group].detach()
     metrics["entropy"] = float(entropy.masked_fill(~valid[..., None], 0.0).sum() / valid.sum().clamp_min(1))
     drift = (scores.logp[:, :group].detach() - inputs.old_logp).masked_fill(~valid[..., None], 0.0).abs()
@@ -157,6 +160,20 @@ def minibatches(size: int, config: RlConfig, seed: int, step: int) -> list[np.nd
     rng = np.random.default_rng([seed, step, 1])
     rows = [rng.permutation(size) for _ in range(config.epochs)]
     return [order[start : start + width] for order in rows for start in range(0, size, width)]
+
+
+def _checked(name: str, result: Any) -> tuple[torch.Tensor, dict[str, float]]:
+    """An objective's output: a scalar that something can be learned from, and metrics that are numbers."""
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        raise ValueError(f"objective {name!r}: expected (loss, metrics), got {type(result).__name__}")
+    loss, metrics = result
+    if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
+        what = f"shape {tuple(loss.shape)}, gradient {loss.requires_grad}" if isinstance(loss, torch.Tensor) else loss
+        raise ValueError(f"objective {name!r}: expected a scalar tensor with a gradient, got {what}")
+    wrong = [key for key, value in metrics.items() if not isinstance(value, (int, float))]
+    if wrong:
+        raise ValueError(f"objective {name!r}: metric {wrong[0]!r} should be a number, got {metrics[wrong[0]]!r}")
+    return loss, dict(metrics)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -198,8 +198,9 @@ def _figures(pooled: Mapping[str, _Pooled]) -> dict[str, dict[str, float | None]
 def _differences(
     results: Sequence[Mapping[str, SystemResult]], seeds: Sequence[int], resamples: int, same_users: bool
 ) -> dict[str, dict[str, dict[str, float] | None]]:
-    """``rl_minus_X`` for SFT, every other trained system and the reranker, over the seeds that have both."""
-    others = [s for s in _names(results) if s not in (MAIN, "sft") and (is_trained(s) or s == RERANKED)]
+    """``rl_minus_X`` for SFT, every other trained system, the reranker and the baselines, over seeds that have both."""
+    compared = (RERANKED, "cooccurrence", "popularity")
+    others = [s for s in _names(results) if s not in (MAIN, "sft") and (is_trained(s) or s in compared)]
     out: dict[str, dict[str, dict[str, float] | None]] = {}
     for other in ["sft", *others]:
         intervals: dict[str, dict[str, float] | None] = {}

@@ -186,7 +186,7 @@ def _from_folder(
     name: str, read: Callable[[Path], tuple[Catalogue, Interactions, tuple[str, ...]]], config: DataConfig
 ) -> DataSet:
     if not config.path:
-        raise ValueError(f"data set {name!r} is read from files: set path to its folder")
+        raise ValueError(f"data set {name!r} is read from files: set data.path to its folder")
     catalogue, interactions, notes = read(Path(config.path))
     return DataSet(name, catalogue, interactions, notes=notes)
 

@@ -232,7 +232,13 @@ class NextItemEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 def _reward_sum(
     reward: str | Reward | Sequence[str | RewardTerm], context: RewardContext, group_size: int
 ) -> RewardSum:
-    if callable(reward):
-        return RewardSum.of(reward, group_size)
-    terms = [reward] if isinstance(reward, str) else reward
-    return RewardSum([Term(t) if isinstance(t, str) else t for t in terms], context, group_size)
+    parts = [reward] if isinstance(reward, str) or callable(reward) else list(reward)
+    named = [Term(part) if isinstance(part, str) else part for part in parts if not callable(part)]
+    total = RewardSum(named, context, group_size)
+    for part in parts:
+        if isinstance(part, type):
+            part = part(context)
+        if callable(part):
+            total.add(getattr(part, "__name__", type(part).__name__), part, 1.0)
+    total.check_group_size(group_size)
+    return total

@@ -215,16 +215,31 @@ REWARDS: dict[str, Any] = {
 }
 
 
+def find_reward(term: RewardTerm) -> Any:
+    """The function or class that a term names, after a look at its signature: it costs nothing and needs no models.
+
+    Raises ``ValueError`` for an unknown name, and for one that does not take ``(episodes, rollouts)`` (a class:
+    ``(context)``) and the term's arguments.
+    """
+    entry = resolve("reward", term.name, REWARDS)
+    given = (None,) if isinstance(entry, type) else (None, None)
+    try:
+        inspect.signature(entry).bind(*given, **term.args)
+    except TypeError as error:
+        expected = "(context, **args)" if isinstance(entry, type) else "(episodes, rollouts, **args)"
+        raise ValueError(
+            f"reward {term.name!r} must take {expected} with args {dict(term.args)} (args are set in the TOML file): "
+            f"{error}"
+        ) from error
+    return entry
+
+
 def build_reward(term: RewardTerm, context: RewardContext) -> Reward:
     """The reward that a config's term names. Raises ``ValueError`` for unknown names, arguments or missing context."""
-    entry = resolve("reward", term.name, REWARDS)
-    try:
-        if isinstance(entry, type):
-            return entry(context, **term.args)
-        inspect.signature(entry).bind(None, None, **term.args)
-        return functools.partial(entry, **term.args) if term.args else entry
-    except TypeError as error:
-        raise ValueError(f"reward {term.name!r} does not take the arguments {dict(term.args)}: {error}") from error
+    entry = find_reward(term)
+    if isinstance(entry, type):
+        return entry(context, **term.args)
+    return functools.partial(entry, **term.args) if term.args else entry
 
 
 def claims(reward: Reward, attribute: str) -> bool:

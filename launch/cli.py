@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sidgym.launch.stages import Stage
 
 STAGE_COMMANDS = {
@@ -27,6 +29,9 @@ STAGE_COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exits with 2 and one message on bad input; a traceback means a fault of the program."""
+    # A user's own reward lies in the folder that the command is given in; workers must find it as well.
+    sys.path.insert(0, os.getcwd())
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     parser = make_parser()
@@ -67,7 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("config", type=Path, nargs="?", help="TOML file, or the name of a shipped one such as demo")
         sub.add_argument("--print-config", action="store_true", help="print every setting that would be used, and stop")
         sub.add_argument("--dry-run", action="store_true", help="estimate time and memory, and stop")
-        sub.add_argument("--seeds", type=int, default=1, help="repeat with so many seeds, from the configured one on")
+        sub.add_argument(
+            "--seeds", type=positive, default=1, help="repeat with so many seeds, from the configured one on"
+        )
         if name == "rl":
             sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
             sub.add_argument("--restart", action="store_true", help="discard an unfinished run and begin anew")
@@ -75,10 +82,18 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("input", type=Path, help="Parquet file with a column 'history' of lists of item ids, oldest first")
     sub.add_argument("output", type=Path, help="Parquet file to write: the same columns, 'items' and 'scores'")
     sub.add_argument("--checkpoint", type=Path, default=Path("runs/demo/rl"), help="policy directory")
-    sub.add_argument("--k", type=int, default=10, help="items a history")
-    sub.add_argument("--batch", type=int, default=64, help="histories a batch")
+    sub.add_argument("--k", type=positive, default=10, help="items a history")
+    sub.add_argument("--batch", type=positive, default=64, help="histories a batch")
     sub.add_argument("--allowed", type=Path, help="text file with the item ids that may be recommended, one a line")
     return parser
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
 
 
 def run_command(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -128,11 +143,15 @@ def finish(config: object, runs: Sequence[object]) -> None:
 
 def check_unfinished(stage: "Stage", resume: bool, restart: bool) -> None:
     """An unfinished run is neither continued nor thrown away unasked, and not continued with other settings."""
-    from sidgym.launch.stages import StageError, read_record
+    from sidgym.launch.stages import StageError, locked, read_record
 
     partial = stage.directory.with_name(stage.directory.name + ".partial")
+    begun = any((partial / "training").glob("checkpoint-*/training.json"))
     if restart:
-        shutil.rmtree(partial, ignore_errors=True)
+        with locked(stage.directory):
+            shutil.rmtree(partial, ignore_errors=True)
+    elif partial.exists() and not begun:
+        return  # it ended before its first checkpoint: there is nothing to lose
     elif partial.exists() and not resume:
         raise StageError(f"{partial} holds an unfinished run; give --resume to go on, or --restart to begin anew")
     elif partial.exists() and read_record(partial).get("inputs_hash") != stage.hash:
@@ -146,23 +165,20 @@ def check_unfinished(stage: "Stage", resume: bool, restart: bool) -> None:
 
 def recommend_file(options: argparse.Namespace) -> None:
     """``sidgym recommend``: batches of histories from one Parquet file to another."""
-    import pandas as pd
-
     from sidgym.agents.recommender import Recommender
     from sidgym.launch.builders import prepare_process
     from sidgym.launch.progress import progress
 
     prepare_process(1)
-    table = pd.read_parquet(options.input)
-    if "history" not in table.columns:
-        found = ", ".join(map(str, table.columns))
-        raise ValueError(f"{options.input} has no column 'history' with lists of item ids; it has: {found}")
+    table = read_histories(options.input, options.output)
     recommender = Recommender.load(options.checkpoint)
-    allowed = options.allowed.read_text().splitlines() if options.allowed else None
+    histories = [list(history) for history in table["history"]]
+    recommender.check(histories)
+    allowed = read_allowed(options.allowed) if options.allowed else None
     items, scores = [], []
     with progress("Recommending", len(table)) as advance:
         for start in range(0, len(table), options.batch):
-            part = [list(history) for history in table["history"].iloc[start : start + options.batch]]
+            part = histories[start : start + options.batch]
             names, values = recommender.recommend(part, options.k, allowed, options.batch)
             items += [[name for name in row if name] for row in names.tolist()]
             scores += [row[: len(kept)] for row, kept in zip(values.tolist(), items[start:])]
@@ -170,6 +186,38 @@ def recommend_file(options: argparse.Namespace) -> None:
     fresh = options.output.with_name(options.output.name + ".writing")
     table.assign(items=items, scores=scores).to_parquet(fresh, index=False)
     fresh.replace(options.output)
+
+
+def read_histories(source: Path, target: Path) -> "pd.DataFrame":
+    """The input of ``recommend``, checked before anything is computed. Raises ``ValueError``."""
+    import pandas as pd
+    import pyarrow
+
+    if not source.is_file():
+        raise ValueError(f"{source} does not exist; give a Parquet file with a column 'history'")
+    if not target.parent.is_dir():
+        raise ValueError(f"the folder of {target} does not exist; make it first")
+    try:
+        table = pd.read_parquet(source)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{source} is not a Parquet file: {error}") from error
+    found = ", ".join(map(str, table.columns))
+    if "history" not in table.columns:
+        raise ValueError(f"{source} has no column 'history' with lists of item ids; it has: {found}")
+    taken = {"items", "scores"} & set(table.columns)
+    if taken:
+        raise ValueError(f"{source} has a column {sorted(taken)[0]!r}, which the answer would overwrite; rename it")
+    null = table["history"].isna().to_numpy()
+    if null.any():
+        raise ValueError(f"{source}: row {int(null.argmax())} has no history; an empty list stands for a new user")
+    return table
+
+
+def read_allowed(path: Path) -> list[str]:
+    """Item ids, one a line; blank lines and spaces around an id do not count."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; --allowed takes a text file with one item id a line")
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), prog: str = "s
     """Read a TOML file (or the defaults, for None), apply command-line overrides, resolve the arms, validate.
 
     ``path`` may also be the bare name of a shipped configuration. ``overrides`` are options such as ``--rl.objective
-    gbpo --data.users 500 --arms.nll.lr 1e-4 --rewards rule rank --reward-weights 1 0.5``; what they change in ``rl``
+    nll --data.users 500 --arms.nll.lr 1e-4 --rewards rule rank --reward-weights 1 0.5``; what they change in ``rl``
     reaches every arm that does not set the same field. A run without a name is called after its file.
 
     Raises ``ConfigError`` for what is wrong in the file or in the values. A malformed option, and ``--help``, end in

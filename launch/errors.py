@@ -11,13 +11,13 @@ from sidgym.launch.stages import StageError
 
 def is_user_error(error: BaseException) -> bool:
     """Whether the message alone tells the user what to do."""
-    if isinstance(error, (ConfigError, StageError, CheckpointError, FileNotFoundError)):
+    if isinstance(error, (ConfigError, StageError, CheckpointError, PermissionError, NotADirectoryError)):
         return True
-    return type(error) is ValueError and _raised_in_sidgym(error)
+    return type(error) in (ValueError, FileNotFoundError) and _raised_in_sidgym(error)
 
 
 def _raised_in_sidgym(error: BaseException) -> bool:
-    """A bare ``ValueError`` counts when our own code raised it, not when numpy or torch did."""
+    """A bare exception counts when our own code raised it, not when Python, numpy or torch did."""
     trace = error.__traceback__
     if trace is None:
         return True

@@ -169,7 +169,7 @@ def write_results(config: RunConfig, runs: list[RunConfig]) -> dict[str, Any]:
     from sidgym.launch.report import write_report
 
     dataset, _ = test_contexts(runs[0])
-    notes = [*dataset.notes, *load_splits(runs[0].directory / "data").notes, *_notes(runs[0], dataset)]
+    notes = [*dataset.notes, *load_splits(runs[0].directory / "data").notes, *_notes(runs[0], dataset, len(runs))]
     oracle_file = runs[0].directory / "evaluate" / "baselines" / "oracle.json"
     summary = summarise(
         name=config.name,
@@ -190,7 +190,7 @@ def write_results(config: RunConfig, runs: list[RunConfig]) -> dict[str, Any]:
     return summary
 
 
-def _notes(config: RunConfig, dataset: DataSet) -> list[str]:
+def _notes(config: RunConfig, dataset: DataSet, seeds: int) -> list[str]:
     table = SidTable.load(config.directory / "sid")
     report = table.metadata.get("collisions", {})
     notes = [
@@ -206,6 +206,10 @@ def _notes(config: RunConfig, dataset: DataSet) -> list[str]:
             f"The oracle predicts {check['predicted']:.4f} for its own top 10 and gets {check['true']:.4f} (difference "
             f"{check['difference']:+.4f}, standard error {check['standard_error']:.4f}). Its inference is exact for a "
             "page taken at random; test pages are each user's last one with a click, which it is not told."
+        )
+    if seeds > 1:
+        notes.append(
+            f"Semantic IDs, preference model, oracle check, learning curves and examples are seed {config.seed}'s."
         )
     if dataset.name == "amazon":
         notes.append("Not comparable with MiniOneRec's tables: other items and another split.")

@@ -4,19 +4,23 @@ A stage is a directory with the hash of its inputs (``stages``); what has been b
 not need each other run side by side (``jobs``). Left out: what a stage does, which stands in ``builders``.
 """
 
+import functools
 import hashlib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import sidgym
+import sidgym.agents
+import sidgym.envs
+import sidgym.sid
 from sidgym.agents.engine import ENGINES
 from sidgym.agents.objectives import ADVANTAGES, OBJECTIVES
 from sidgym.envs.datasets import DATASETS
-from sidgym.envs.rewards import REWARDS, claims
+from sidgym.envs.rewards import claims, find_reward
 from sidgym.launch import builders
 from sidgym.launch.jobs import Job, run_jobs
 from sidgym.launch.schema import RunConfig
@@ -58,7 +62,7 @@ def make_plan(config: RunConfig) -> Plan:
     needed: dict[str, tuple[str, ...]] = {}
 
     def add(name: str, inputs: dict[str, Any], *needs: str) -> None:
-        whole = {**inputs, "seed": config.seed, "threads": config.threads, "version": sidgym.__version__}
+        whole = {**inputs, "seed": config.seed, "threads": config.threads, "sources": own_sources()}
         whole |= {"needs": [stages[n].hash for n in needs], "code": code_fingerprint(inputs)}
         stages[name] = Stage(name, whole, root / name)
         needed[name] = needs
@@ -87,6 +91,7 @@ def make_plan(config: RunConfig) -> Plan:
 def code_fingerprint(inputs: Any) -> dict[str, str]:
     """Hash of the source of every component named ``package.module:name``: a changed reward is a new run.
 
+    The files of the whole top-level package count, or a lone module's own; what that imports from elsewhere does not.
     A module that cannot be found is left to the stage that needs it, whose message names it.
     """
     if isinstance(inputs, dict):
@@ -96,11 +101,27 @@ def code_fingerprint(inputs: Any) -> dict[str, str]:
     if not isinstance(inputs, str) or not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", inputs):
         return {}
     try:
-        spec = importlib.util.find_spec(inputs.partition(":")[0])
+        spec = importlib.util.find_spec(inputs.partition(":")[0].partition(".")[0])
     except (ImportError, ValueError):
         spec = None
-    source = Path(spec.origin) if spec is not None and spec.origin else None
-    return {inputs: fingerprint(str(source))} if source is not None and source.is_file() else {}
+    return {inputs: sources_hash(Path(spec.origin))} if spec is not None and spec.origin else {}
+
+
+def sources_hash(origin: Path) -> str:
+    """Hash of a module's file, or of every ``*.py`` below a package, given its ``__init__.py``."""
+    files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(origin.parent)}".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def own_sources() -> str:
+    """Hash of the code that results come from: ``sid``, ``envs`` and ``agents``."""
+    folders = (Path(str(package.__file__)) for package in (sidgym.sid, sidgym.envs, sidgym.agents))
+    return hashlib.sha256("".join(sources_hash(path) for path in folders).encode()).hexdigest()[:16]
 
 
 def trained_settings(rl: Any) -> dict[str, Any]:
@@ -123,6 +144,9 @@ def run_pipeline(config: RunConfig, until: str = "") -> Plan:
     wanted = plan.closure(until) if until else set(plan.stages)
     for group in plan.levels():
         missing = [name for name in group if name in wanted and not plan.stages[name].complete]
+        for name in missing:
+            if plan.stages[name].directory.exists():
+                print(f"{name}: settings, code or data have changed, building it again", file=sys.stderr)
         run_jobs([Job(builders.describe(name), build_stage, (config, name)) for name in missing], config.workers)
     return plan
 
@@ -136,11 +160,13 @@ def check_names(config: RunConfig) -> None:
     resolve("tokenizer", config.sid.tokenizer, TOKENIZERS)
     resolve("embedder", config.sid.embedder, EMBEDDERS)
     for name, rl in arms_of(config).items():
+        if rl.backend == "rllib" and importlib.util.find_spec("ray") is None:
+            raise ValueError(f"{name}: backend 'rllib' needs Ray, which is not installed; use --rl.backend torch")
         resolve("objective", rl.objective, OBJECTIVES)
         resolve("advantage", rl.advantage, ADVANTAGES)
         resolve("engine", rl.engine, ENGINES)
         for term in rl.rewards:
-            reward = resolve("reward", term.name, REWARDS)
+            reward = find_reward(term)
             if term.name == "gated_preference" and not config.preference.enabled:
                 raise ValueError(
                     f"{name}: reward 'gated_preference' needs the preference model: set preference.enabled"

@@ -229,7 +229,7 @@ def _spread(summary: Summary) -> str:
     across = (summary["over_seeds"].get(f"{MAIN}_minus_sft") or {}).items()
     ranges = [f"{m} {number(v['min'], 4, True)} to {number(v['max'], 4, True)}" for m, v in across if v]
     listed = f" Over the {len(seeds)} seeds the mean difference of RL to SFT ranges: {'; '.join(ranges)}."
-    return f"{covers}, all seeds together." + (listed if ranges else "")
+    return f"{covers}, all seeds together; they leave out the spread between runs." + (listed if ranges else "")
 
 
 def in_words(summary: Summary, config_toml: str) -> str:
@@ -257,7 +257,10 @@ def in_words(summary: Summary, config_toml: str) -> str:
         )
     seeds = summary["seeds"]
     counted = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
-    parts.append(f"Every system was judged on the same {summary['n_users']:,} test users, {counted}.")
+    whose = "each seed's own" if len(seeds) > 1 else "the same"
+    parts.append(
+        f"Within a seed every system was judged on {whose} test users: {summary['n_users']:,} in all, {counted}."
+    )
     return " ".join(parts)
 
 

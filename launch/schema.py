@@ -188,6 +188,8 @@ def _rl_faults(rl: RlConfig, where: str) -> Iterator[str]:
             f"{where}.group_size: the rank reward compares the candidates of a group; expected at least 2, "
             f"got {rl.group_size}"
         )
+    if rl.rewards and rl.group_size < 2 and rl.nll_weight <= 0 and rl.advantage.startswith("group"):
+        yield f"{where}.group_size: a group of one has no advantage, so nothing would be learned; take at least 2"
     if rl.objective == "nll" and rl.nll_weight <= 0:
         yield f"{where}: objective 'nll' with nll_weight {rl.nll_weight:g} would learn nothing; set nll_weight above 0"
     if not rl.rewards and rl.nll_weight <= 0:

@@ -2,9 +2,8 @@
 
 A finished directory holds ``stage.json`` with the hash of the inputs that it was made from. The same hash is not built
 again; another hash is built beside the old result, which is replaced only when the new one is complete. So a failure or
-a kill leaves either the old result or none, never half of one. Left out on purpose: a dependency graph, locks and
-remote storage. One process works on a stage's folder at a time. A stage that reads another has that one's hash among
-its inputs.
+a kill leaves either the old result or none, never half of one. A file lock lets one process at a time build a stage.
+Left out on purpose: a dependency graph and remote storage. A stage that reads another names its hash in its inputs.
 """
 
 import hashlib
@@ -14,12 +13,18 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import sidgym
+
+try:
+    import fcntl
+except ImportError:  # no such thing on Windows
+    fcntl = None  # type: ignore[assignment]
 
 RECORD = "stage.json"
 """The file that says what a directory was built from and whether it is complete."""
@@ -91,11 +96,44 @@ def _write_record(directory: Path, record: Mapping[str, Any]) -> None:
 
 
 def _prepare(work: Path, inputs_hash: str, resumable: bool) -> None:
-    """An empty work directory, or the kept one of the same inputs where the stage can continue in it."""
-    keep = resumable and read_record(work).get("inputs_hash") == inputs_hash
-    if work.exists() and not keep:
-        shutil.rmtree(work)
+    """An empty work directory, or the kept one of the same inputs where the stage can continue in it.
+
+    What a resumable stage had begun with other inputs may be hours of work: it is moved aside instead of removed.
+    """
+    begun = read_record(work).get("inputs_hash")
+    if work.exists() and not (resumable and begun == inputs_hash):
+        aside = work.with_name(f"{work.name}-{begun}")
+        if resumable and begun and not aside.exists():
+            work.rename(aside)
+        else:
+            shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds the stage's folder for this process; the lock goes with the process, however that ends.
+
+    Raises ``StageError`` when another process builds the stage. Where the system has no file locks, nothing is held.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    path = directory.with_name(directory.name + ".lock")
+    with path.open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A holder that has just ended takes the file away: a lock on the removed one would guard nothing.
+                free = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except BlockingIOError:
+                free = False
+            if not free:
+                raise StageError(
+                    f"{directory} is being built by another process; wait for it, or choose another 'out' or 'name'"
+                )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _publish(work: Path, directory: Path) -> None:
@@ -138,6 +176,22 @@ def run_stage(
             "and is not replaced; move it away, or choose another 'out' or 'name'"
         )
     work = directory.with_name(directory.name + (".partial" if resumable else ".building"))
+    with locked(directory):
+        return _build_locked(directory, work, name, inputs_hash, build, inputs, resumable)
+
+
+def _build_locked(
+    directory: Path,
+    work: Path,
+    name: str,
+    inputs_hash: str,
+    build: Callable[[Path], None],
+    inputs: Mapping[str, Any] | None,
+    resumable: bool,
+) -> bool:
+    """``run_stage`` once the folder is this process's own."""
+    if is_complete(directory, inputs_hash):  # another process has just finished it
+        return False
     _prepare(work, inputs_hash, resumable)
     if not is_complete(work, inputs_hash):  # a kill between the last record and the rename leaves a complete one
         record = {"name": name, "inputs_hash": inputs_hash, "inputs": inputs, "complete": False}

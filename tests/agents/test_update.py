@@ -9,6 +9,7 @@ from toy import toy_episodes, toy_policy, toy_table
 
 from sidgym.agents.config import RlConfig
 from sidgym.agents.engine import TorchEngine
+from sidgym.agents.objectives import OBJECTIVES
 from sidgym.agents.rl import frozen_copy
 from sidgym.agents.update import (
     apply_gradients,
@@ -85,6 +86,23 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     with pytest.raises(FloatingPointError, match="gradient norm"):
         apply_gradients(policy, optimizer, CONFIG, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (torch.tensor(1.0), "expected .loss, metrics."),
+        ((torch.ones(2, requires_grad=True), {}), "scalar tensor with a gradient"),
+        ((torch.tensor(1.0), {}), "gradient False"),
+        ((torch.tensor(1.0, requires_grad=True), {"note": "fine"}), "metric 'note'"),
+    ],
+)
+def test_a_broken_objective_is_named(monkeypatch, result, said):
+    policy, reward, episodes, engine = world()
+    batch, _ = rollout_groups(episodes, engine, reward, CONFIG, seed=0)
+    monkeypatch.setitem(OBJECTIVES, "mine", lambda inputs, spec: result)
+    with pytest.raises(ValueError, match=f"objective 'mine'.*{said}"):
+        group_loss(policy, batch, replace(CONFIG, objective="mine"))
 
 
 def test_a_reward_of_nan_is_refused():

@@ -55,7 +55,7 @@ def test_differences_are_paired() -> None:
     interval = summary()["rl_minus_sft"]["preference@10"]
     assert interval == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1})
     assert summary()["rl_minus_nll_only"]["ndcg@10"]["mean"] == pytest.approx(0.05)
-    assert not any(key in summary() for key in ("rl_minus_popularity", "rl_minus_oracle", "rl_minus_rl"))
+    assert not any(key in summary() for key in ("rl_minus_random", "rl_minus_oracle", "rl_minus_rl"))
 
 
 def test_percent_of_oracle_by_hand() -> None:
@@ -98,7 +98,7 @@ def test_a_system_of_some_seeds_says_which() -> None:
     del results[1]["nll_only"]
     out = summary(results, seeds=(1, 2))
     assert out["systems"]["nll_only"]["seeds"] == [1]
-    assert out["per_seed"][1]["differences"].keys() == {"rl_minus_sft"}
+    assert out["per_seed"][1]["differences"].keys() == {"rl_minus_sft", "rl_minus_popularity"}
 
 
 def test_same_users_count_once() -> None:

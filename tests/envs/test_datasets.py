@@ -111,7 +111,7 @@ def test_missing_files_say_what_was_expected(tmp_path: Path) -> None:
         load_dataset(DataConfig(name="amazon", path=str(tmp_path / "none")), seed=0)
     with pytest.raises(FileNotFoundError, match=r"no \*\.item\.json; expected a folder with \*\.valid\.csv"):
         load_dataset(DataConfig(name="minionerec", path=str(tmp_path)), seed=0)
-    with pytest.raises(ValueError, match="set path to its folder"):
+    with pytest.raises(ValueError, match=r"set data\.path to its folder"):
         load_dataset(DataConfig(name="amazon"), seed=0)
     amazon(tmp_path)
     (tmp_path / "Other.inter.json").write_text("{}")

@@ -210,8 +210,8 @@ def test_nan_at_an_invalid_candidate_is_no_error() -> None:
     ("term", "message"),
     [
         (Term("rul"), "Did you mean 'rule'"),
-        (Term("rule", args={"any": True}), "'rule' does not take the arguments"),
-        (Term("gated_preference", args={"threshold": 1}), "'gated_preference' does not take the arguments"),
+        (Term("rule", args={"any": True}), "'rule' must take"),
+        (Term("gated_preference", args={"threshold": 1}), "'gated_preference' must take"),
         (Term("gated_preference"), re.escape("needs RewardContext.preference")),
         (Term("true_preference"), re.escape("needs RewardContext.truth")),
     ],

@@ -243,6 +243,7 @@ def test_what_toml_cannot_hold_is_refused():
         ("[rl]\nkl_weight = -1.0", r"rl\.kl_weight: expected at least 0, got -1\.0"),
         ("[rl]\nminibatch = 65", r"rl\.minibatch: expected at most contexts_per_step = 64, got 65"),
         ("[rl]\nobjective = 'my.mod:'", r"rl\.objective: expected a registered name or package\.module:name"),
+        ("[rl]\ngroup_size = 1\n[[rl.rewards]]\nname='rule'", r"rl\.group_size: a group of one"),
         ("[arms.nll]\nrewards = []", r"arms\.nll: expected at least one reward or an nll_weight above 0"),
         ("[policy]\nheads = 3", r"policy\.hidden_size: expected a multiple of policy\.heads = 3, got 64"),
         ("[policy]\ndropout = 1.0", r"policy\.dropout: expected less than 1"),
@@ -255,7 +256,8 @@ def test_values_that_cannot_work_are_named(text, message, tmp_path):
 
 
 def test_values_that_look_odd_but_work(tmp_path):
-    text = "[data]\nsplit='leave_one_out'\nrl_share=1.0\n[rl]\ngroup_size=1\n[[rl.rewards]]\nname='rule'\nweight=-1\n"
+    rl = "[rl]\ngroup_size=1\nnll_weight=1.0\n[[rl.rewards]]\nname='rule'\nweight=-1\n"
+    text = f"[data]\nsplit='leave_one_out'\nrl_share=1.0\n{rl}"
     config = load_config(write(tmp_path, text))
     assert config.rl.rewards[0].weight == -1.0
 

@@ -185,7 +185,18 @@ def test_recommend_refuses_bad_input_and_writes_nothing(finished, tmp_path, capf
     assert "no column 'history'" in message
     assert "items" in message
     pd.DataFrame({"history": [["nonsense"]]}).to_parquet(source)
-    assert "unknown item 'nonsense'" in refused(capfd, *command, *checkpoint)
+    message = refused(capfd, *command, *checkpoint)
+    assert "unknown item 'nonsense'" in message
+    assert "history 0" in message
+    pd.DataFrame({"history": [["i0001"], None]}).to_parquet(source)
+    assert "row 1 has no history" in refused(capfd, *command, *checkpoint)
+    pd.DataFrame({"history": [["i0001"]], "scores": [1]}).to_parquet(source)
+    assert "'scores'" in refused(capfd, *command, *checkpoint)
+    (tmp_path / "text.parquet").write_text("no parquet")
+    text = ["recommend", str(tmp_path / "text.parquet"), str(tmp_path / "out.parquet")]
+    assert "not a Parquet file" in refused(capfd, *text, *checkpoint)
+    assert "does not exist" in refused(capfd, "recommend", str(tmp_path / "none"), str(tmp_path / "out.parquet"))
+    pd.DataFrame({"history": [["nonsense"]]}).to_parquet(source)
     assert "no sidgym checkpoint" in refused(capfd, *command, "--checkpoint", str(tmp_path))
     assert not list(tmp_path.glob("out.parquet*"))
 
@@ -329,22 +340,29 @@ def test_an_unfinished_run_of_other_settings_is_not_resumed(finished, tmp_path, 
     work.mkdir(parents=True)
     (work / "stage.json").write_text(json.dumps({"inputs_hash": "another", "complete": False}))
     (work / "precious").write_text("hours of training")
+    (work / "training/checkpoint-000002").mkdir(parents=True)
+    (work / "training/checkpoint-000002/training.json").write_text("{}")
     message = refused(capfd, "rl", str(finished / "tiny.toml"), "--out", str(tmp_path), "--resume")
     assert "other settings" in message
     assert (work / "precious").exists()
 
 
 def test_an_unfinished_run_is_neither_continued_nor_discarded_unasked(finished, tmp_path, capfd):
-    (tmp_path / "tiny/rl.partial").mkdir(parents=True)
+    checkpoint = tmp_path / "tiny/rl.partial/training/checkpoint-000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "training.json").write_text("{}")
     message = refused(capfd, "rl", str(finished / "tiny.toml"), "--out", str(tmp_path))
     assert "--resume" in message
     assert "--restart" in message
 
 
-def test_unknown_components_are_refused_before_anything_is_built(tmp_path, capfd):
+def test_unknown_components_are_refused_before_anything_is_built(tmp_path, capfd, monkeypatch):
     config, out = write_config(tmp_path), ["--out", str(tmp_path / "runs")]
     assert "Did you mean 'grpo'" in refused(capfd, "run", config, *out, "--rl.objective", "gropo")
     assert "known: gated_preference" in refused(capfd, "run", config, *out, "--rewards", "hitt")
+    (tmp_path / "bad_reward.py").write_text("def f(episodes):\n    return 0\n")
+    monkeypatch.chdir(tmp_path)
+    assert "must take (episodes, rollouts" in refused(capfd, "run", config, *out, "--rewards", "bad_reward:f")
     assert "cannot import" in refused(capfd, "run", config, *out, "--rewards", "no_such_package.here:it")
     assert not (tmp_path / "runs").exists()
 

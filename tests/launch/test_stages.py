@@ -228,3 +228,23 @@ def test_terminal_shows_bars_within_bars_and_the_finished_lines():
     text = stream.getvalue()
     positions = [text.index(f"{name}: done in ") for name in ("inner", "outer [x]", "next")]
     assert positions == sorted(positions)
+
+
+def test_two_processes_cannot_build_one_stage(tmp_path: Path) -> None:
+    from sidgym.launch.stages import locked
+
+    with locked(tmp_path / "a"), pytest.raises(StageError, match="another process"):
+        run_stage(tmp_path / "a", "a", "1", lambda work: None)
+    assert run_stage(tmp_path / "a", "a", "1", lambda work: None), "the lock goes with its holder"
+
+
+def test_resumable_work_of_other_inputs_is_moved_aside(tmp_path: Path) -> None:
+    def stop(work: Path) -> None:
+        (work / "progress").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path / "a", "a", "1", stop, resumable=True)
+    run_stage(tmp_path / "a", "a", "2", lambda work: None, resumable=True)
+    assert (tmp_path / "a.partial-1" / "progress").read_text() == "half"
+    assert not (tmp_path / "a" / "progress").exists()
