@@ -225,7 +225,9 @@ def train_rl(
                     _checkpoint(trainer, directory, done, best)
                 if on_progress:
                     on_progress(
-                        done, config.steps, f"reward {figures['reward']:.3f}, hits {figures['rollout/hit']:.2f}"
+                        done,
+                        config.steps,
+                        f"reward {round(figures['reward'], 3) + 0.0:.3f}, hits {figures['rollout/hit']:.2f}",
                     )
         kept = trainer.weights() if config.select_by == "last" else load_training(_best(directory, best))[0]
     finally:
