@@ -11,12 +11,15 @@ written beside its place and renamed, so a kill leaves the old one or the new on
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from sidgym.agents.policy import Policy, clean_generation_config
 from sidgym.sid.table import SidTable
@@ -39,7 +42,8 @@ def save_policy(directory: Path | str, policy: Policy, info: dict[str, Any] | No
 def write_policy(directory: Path, policy: Policy, info: dict[str, Any] | None = None) -> None:
     """Writes the files of a policy into an existing directory, for callers who rename it themselves."""
     policy.model.generation_config = clean_generation_config(policy.model, policy.tokenizer)
-    policy.model.save_pretrained(directory)
+    with _no_bars():
+        policy.model.save_pretrained(directory)
     policy.tokenizer.save_pretrained(directory)
     policy.table.save(directory / "sid")
     record = {
@@ -77,9 +81,22 @@ def load_policy(directory: Path | str, table: SidTable | None = None) -> Policy:
             f"{directory} was trained on another catalogue: its SID table has hash {record['sid_hash'][:12]}, the "
             f"table at hand {table.content_hash()[:12]}. Use the table in {directory / 'sid'} or train again."
         )
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
+    with _no_bars():
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
     return Policy(model, tokenizer, own).eval()
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' own progress bars: a checkpoint is read and written in the middle of other output."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
