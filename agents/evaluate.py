@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sidgym.agents.engine import TorchEngine
-from sidgym.agents.packed import packed_logp
+from sidgym.agents.packed import packed_scores
 from sidgym.agents.policy import Policy
 from sidgym.envs.config import EvalConfig
 from sidgym.envs.metrics import coverage, diversity, hallucination_rate, rank_metrics
@@ -18,6 +18,8 @@ from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts, concatenate_rollou
 from sidgym.sid.trie import Trie
 
 Progress = Callable[[int, int, str], None]
+Preference = Callable[[Episodes, np.ndarray], np.ndarray]
+"""``(episodes, items (B, k)) -> (B, k)``, the true preference of each item."""
 
 
 def rank_contexts(
@@ -57,9 +59,8 @@ def legal_mass(policy: Policy, episodes: Episodes, batch: int = 64) -> np.ndarra
         for start in range(0, len(episodes), batch):
             rows = slice(start, start + batch)
             part = episodes.take(rows).trimmed()
-            vocab = packed_logp(policy, part.history, codes[rows], "vocab").logp
-            trie = packed_logp(policy, part.history, codes[rows], "trie").logp
-            out.append((vocab - trie).sum((1, 2)).exp().cpu().numpy())
+            vocab, trie = packed_scores(policy, part.history, codes[rows], ("vocab", "trie"))
+            out.append((vocab.logp - trie.logp).sum((1, 2)).exp().cpu().numpy())
     return np.concatenate(out)
 
 
@@ -67,7 +68,7 @@ def evaluate_policy(
     policy: Policy,
     episodes: Episodes,
     config: EvalConfig,
-    preference: Callable[[Episodes, np.ndarray], np.ndarray] | None = None,
+    preference: Preference | None = None,
     on_progress: Progress | None = None,
     free_contexts: int = 256,
 ) -> tuple[dict[str, np.ndarray], dict[str, float], Rollouts]:
@@ -78,31 +79,41 @@ def evaluate_policy(
     """
     beam = max(config.beam, *config.ks)
     ranked = rank_contexts(policy, episodes, beam, config.batch, on_progress=on_progress)
-    per_user = rank_metrics(ranked.items, episodes.target, config.ks)
+    per_user, whole = judge_items(ranked.items, episodes, config, preference, policy.table.num_items)
     per_user["div"] = diversity(ranked.items)
-    if preference is not None:
-        per_user.update(preference_at_k(preference, episodes, ranked.items))
     few = episodes.take(slice(0, free_contexts))
     free = rank_contexts(policy, few, 10, config.batch, mode="free")
-    whole = {
-        "har": hallucination_rate(free.valid),
-        "trie/legal_mass": float(legal_mass(policy, few).mean()),
-        "coverage@10": float(coverage(ranked.items, policy.table.num_items, 10)),
-    }
+    whole |= {"har": hallucination_rate(free.valid), "trie/legal_mass": float(legal_mass(policy, few).mean())}
     return per_user, whole, ranked
 
 
-def preference_at_k(
-    preference: Callable[[Episodes, np.ndarray], np.ndarray], episodes: Episodes, items: np.ndarray
-) -> dict[str, np.ndarray]:
-    """``preference@1`` and ``preference@10`` (B,) of ranked groups (B, K, C); an empty place counts as zero.
+def judge_items(
+    items: np.ndarray, episodes: Episodes, config: EvalConfig, preference: Preference | None, num_items: int
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Per-context and whole-set metrics of any system's ranked lists (B, K, C)."""
+    per_user = rank_metrics(items, episodes.target, config.ks)
+    if preference is not None:
+        per_user.update(preference_at_k(preference, episodes, items))
+    return per_user, {"coverage@10": float(coverage(items, num_items, 10))}
 
-    Items that share a SID take consecutive places in stored order. Every system is judged on ten places, also one
-    whose list is shorter.
+
+def first_places(items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first ``k`` items of ranked groups (B, K, C), and the number of the group that each came from.
+
+    Items that share a SID take consecutive places in stored order; PAD_ITEM stands at the end of a shorter list. Both
+    are (B, min(k, K * C)).
     """
     flat = items.reshape(len(items), -1)
-    order = np.argsort(flat == PAD_ITEM, axis=1, kind="stable")[:, :10]
-    top = np.take_along_axis(flat, order, axis=1)
+    order = np.argsort(flat == PAD_ITEM, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(flat, order, axis=1), order // items.shape[2]
+
+
+def preference_at_k(preference: Preference, episodes: Episodes, items: np.ndarray) -> dict[str, np.ndarray]:
+    """``preference@1`` and ``preference@10`` (B,) of ranked groups (B, K, C); an empty place counts as zero.
+
+    Every system is judged on ten places, also one whose list is shorter.
+    """
+    top, _ = first_places(items, 10)
     values = np.where(top >= 0, preference(episodes, np.maximum(top, 0)), 0.0)
     return {"preference@1": values[:, 0], "preference@10": values.sum(1) / 10}
 

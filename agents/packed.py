@@ -4,6 +4,7 @@ The cost grows with P + G * (L - 1) tokens instead of G * (P + L). The same func
 the reference policy and the evaluation. Left out: losses.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,14 @@ class PathScores:
 
 
 def packed_logp(policy: Policy, history: np.ndarray, codes: torch.Tensor, normalise: str = "trie") -> PathScores:
-    """Scores of candidates ``codes`` (B, G, L) after item histories (B, T, left-padded with -1).
+    """Scores of candidates ``codes`` (B, G, L) after item histories (B, T, left-padded with -1)."""
+    return packed_scores(policy, history, codes, (normalise,))[0]
+
+
+def packed_scores(
+    policy: Policy, history: np.ndarray, codes: torch.Tensor, normalisations: Sequence[str]
+) -> list[PathScores]:
+    """``packed_logp`` under each of several normalisations, from one pass.
 
     Codes that leave the trie (or are -1) get log-probability 0 and entropy 0 from there on: mask them by validity.
     """
@@ -44,11 +52,12 @@ def packed_logp(policy: Policy, history: np.ndarray, codes: torch.Tensor, normal
     prompt = ids.shape[1]
     first = hidden[:, prompt - 1 : prompt].expand(batch, group, -1)
     rest = hidden[:, prompt:].reshape(batch, group, fed, hidden.shape[-1])
-    scores = [
-        _score(policy, first if level == 0 else rest[:, :, level - 1], nodes[..., level], codes, level, normalise)
-        for level in range(levels)
-    ]
-    return PathScores(torch.stack([s[0] for s in scores], dim=-1), torch.stack([s[1] for s in scores], dim=-1))
+    by_level = [first, *(rest[:, :, level] for level in range(fed))]
+    out = []
+    for normalise in normalisations:
+        scores = [_score(policy, by_level[lv], nodes[..., lv], codes, lv, normalise) for lv in range(levels)]
+        out.append(PathScores(torch.stack([s[0] for s in scores], -1), torch.stack([s[1] for s in scores], -1)))
+    return out
 
 
 def _block_visibility(mask: torch.Tensor, group: int, fed: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sidgym.agents.checkpoint import load_policy, read_info
-from sidgym.agents.evaluate import rank_contexts
+from sidgym.agents.evaluate import first_places, rank_contexts
 from sidgym.agents.policy import Policy
 from sidgym.envs.records import PAD_ITEM, Episodes
 
@@ -59,11 +59,8 @@ class Recommender:
         # A beam as wide as the list would answer k = 1 greedily; at this width lists are those that were evaluated.
         width = max(k, BEAM)
         found = rank_contexts(self.policy, self._episodes(histories), beam=width, batch=batch, trie=trie)
-        count = found.items.shape[2]
-        items = found.items.reshape(len(histories), -1)
-        scores = np.repeat(np.where(found.valid, found.score, -np.inf), count, axis=1)
-        order = np.argsort(items == PAD_ITEM, axis=1, kind="stable")[:, :k]  # real items first, order kept
-        items, scores = np.take_along_axis(items, order, 1), np.take_along_axis(scores, order, 1)
+        items, group = first_places(found.items, k)
+        scores = np.take_along_axis(found.score, group, axis=1)
         names = np.where(items == PAD_ITEM, "", self.policy.table.item_ids[items])
         return names, np.where(items == PAD_ITEM, -np.inf, scores).astype(np.float32)
 

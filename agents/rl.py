@@ -92,7 +92,9 @@ def load_episodes(path: Path) -> Episodes:
 
 
 class Trainer(Protocol):
-    """One backend of the loop."""
+    """One backend of the loop. ``updates`` counts the optimiser steps so far."""
+
+    updates: int
 
     def step(self, number: int) -> dict[str, float]:
         """Iteration ``number``: rollout and update; metrics averaged over its contexts."""
@@ -129,8 +131,19 @@ class TorchTrainer:
         batch, stats = rollout_groups(
             episodes, self.engine, self.reward, self.config, step_seed(self.task.seed, number)
         )
-        figures = update_policy(self.policy, self.optimizer, batch, self, self.reference)
-        return {**{name: float(values.mean()) for name, values in stats.items()}, **figures}
+        return {**{name: float(values.mean()) for name, values in stats.items()}, **self._update(batch)}
+
+    def _update(self, batch: GroupBatch) -> dict[str, float]:
+        """All optimiser steps of one rollout. Metrics are means over the steps."""
+        rows: list[dict[str, float]] = []
+        for part in minibatches(len(batch), self.config, self.task.seed, self.updates):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss, metrics = group_loss(self.policy, batch.take(part), self.config, self.reference)
+            loss.backward()
+            metrics["grad_norm"] = apply_gradients(self.policy, self.optimizer, self.config, self.updates)
+            self.updates += 1
+            rows.append(metrics)
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
     def weights(self) -> dict[str, torch.Tensor]:
         return model_weights(self.policy)
@@ -145,22 +158,6 @@ class TorchTrainer:
 
     def close(self) -> None:
         return None
-
-
-def update_policy(
-    policy: Policy, optimizer: torch.optim.Optimizer, batch: GroupBatch, trainer: Any, reference: Policy | None
-) -> dict[str, float]:
-    """All optimiser steps of one rollout; counts them in ``trainer.updates``. Metrics are means over the steps."""
-    config: RlConfig = trainer.config
-    rows: list[dict[str, float]] = []
-    for part in minibatches(len(batch), config, trainer.task.seed, trainer.updates):
-        optimizer.zero_grad(set_to_none=True)
-        loss, metrics = group_loss(policy, batch.take(part), config, reference)
-        loss.backward()
-        metrics["grad_norm"] = apply_gradients(policy, optimizer, config, trainer.updates)
-        trainer.updates += 1
-        rows.append(metrics)
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def frozen_copy(policy: Policy) -> Policy:
@@ -286,7 +283,7 @@ def _checkpoint(trainer: Trainer, directory: Path, step: int, best: dict[str, An
     """Writes checkpoint ``step``, then removes what it supersedes: a kill at any point leaves a usable one."""
     weights = {f"model/{name}": value for name, value in trainer.weights().items()}
     state = {f"optimizer/{name}": value for name, value in trainer.state().items()}
-    position = {"step": step, "updates": getattr(trainer, "updates", step), "best": best}
+    position = {"step": step, "updates": trainer.updates, "best": best}
     save_training(directory / f"checkpoint-{step:06d}", {**weights, **state}, position)
     for old in checkpoints(directory)[:-1]:
         shutil.rmtree(old)

@@ -20,7 +20,7 @@ from sidgym.agents.rl import RlTask, save_episodes, train_rl
 from sidgym.agents.sft import train_sft
 from sidgym.envs.datasets import DataSet, load_dataset
 from sidgym.envs.splits import load_splits, save_splits, split, training_log
-from sidgym.launch.schema import RunConfig
+from sidgym.launch.schema import RunConfig, arms_of
 from sidgym.sid.embed import EMBEDDERS
 from sidgym.sid.registry import resolve
 from sidgym.sid.table import SidTable
@@ -167,8 +167,6 @@ def rl_task(config: RunConfig, rl: RlConfig, seed: int) -> RlTask:
 
 def build_rl(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
     """One arm: RL from the SFT checkpoint, going on from the newest checkpoint in ``work``."""
-    from sidgym.launch.pipeline import arms_of
-
     splits = load_splits(config.directory / "data")
     rl = arms_of(config)[name]
     task = rl_task(config, rl, config.seed)

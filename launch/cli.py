@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sidgym.launch.schema import RunConfig
     from sidgym.launch.stages import Stage
 
 STAGE_COMMANDS = {
@@ -126,26 +127,25 @@ def run_command(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     finish(config, runs)
 
 
-def finish(config: object, runs: Sequence[object]) -> None:
+def finish(config: "RunConfig", runs: list["RunConfig"]) -> None:
     """Writes summary and report, prints the table and where things are."""
     from rich.console import Console
 
     from sidgym.launch.evaluation import write_results
     from sidgym.launch.report import console_table
 
-    summary = write_results(config, list(runs))  # type: ignore[arg-type]
+    summary = write_results(config, runs)
     Console().print(console_table(summary))
-    folder = runs[0].directory  # type: ignore[attr-defined]
-    print(f"report   {config.directory / 'report.html'}")  # type: ignore[attr-defined]
-    print(f"summary  {config.directory / 'summary.json'}")  # type: ignore[attr-defined]
-    print(f"model    {folder / 'rl'}")
+    print(f"report   {config.directory / 'report.html'}")
+    print(f"summary  {config.directory / 'summary.json'}")
+    print(f"model    {runs[0].directory / 'rl'}")
 
 
 def check_unfinished(stage: "Stage", resume: bool, restart: bool) -> None:
     """An unfinished run is neither continued nor thrown away unasked, and not continued with other settings."""
     from sidgym.launch.stages import StageError, locked, read_record
 
-    partial = stage.directory.with_name(stage.directory.name + ".partial")
+    partial = stage.partial
     begun = any((partial / "training").glob("checkpoint-*/training.json"))
     if restart:
         with locked(stage.directory):

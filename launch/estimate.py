@@ -24,8 +24,7 @@ from sidgym.envs.records import Episodes, Rollouts, Splits
 from sidgym.envs.rewards import RewardSum
 from sidgym.envs.splits import split
 from sidgym.launch.builders import prepare_process
-from sidgym.launch.pipeline import arms_of
-from sidgym.launch.schema import RunConfig
+from sidgym.launch.schema import RunConfig, arms_of
 from sidgym.sid.config import SidConfig
 from sidgym.sid.tokenizers import build_table
 

@@ -5,24 +5,21 @@ metrics and its lists; the summary compares them pairwise over contexts. Left ou
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sidgym.agents.evaluate import evaluate_policy, preference_at_k, rerank
+from sidgym.agents.evaluate import Preference, evaluate_policy, judge_items, rerank
 from sidgym.benchmarks.baselines.cooccurrence import LastItemCooccurrence
 from sidgym.benchmarks.baselines.popularity import Popularity
 from sidgym.benchmarks.summary import SystemResult, summarise, write_summary
-from sidgym.envs.config import EvalConfig
 from sidgym.envs.datasets import DataSet
-from sidgym.envs.metrics import coverage, rank_metrics
 from sidgym.envs.records import PAD_ITEM, Episodes
 from sidgym.envs.splits import load_splits
 from sidgym.launch import builders
-from sidgym.launch.schema import RunConfig
+from sidgym.launch.schema import RunConfig, arms_of
 from sidgym.launch.stages import environment_record
 from sidgym.sid.table import SidTable
 
@@ -65,8 +62,8 @@ def build_evaluation(config: RunConfig, work: Path, on_progress: Any, name: str)
         save_system(work / "sft_reranked", SystemResult("sft_reranked", *result), best.items)
 
 
-def true_preference(dataset: DataSet) -> Callable[[Episodes, np.ndarray], np.ndarray] | None:
-    """``(episodes, items (B, k)) -> (B, k)``, the probability of a click; None where no simulator made the log."""
+def true_preference(dataset: DataSet) -> Preference | None:
+    """The probability of a click; None where no simulator made the log."""
     truth = dataset.truth
     return None if truth is None else lambda episodes, items: truth.preference(events_of(episodes), items)
 
@@ -75,16 +72,6 @@ def events_of(episodes: Episodes) -> np.ndarray:
     """Log rows of the targets (B,), which every split of a simulated log records."""
     assert episodes.event is not None
     return episodes.event
-
-
-def judge_items(
-    items: np.ndarray, episodes: Episodes, config: EvalConfig, preference: Any, num_items: int
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Per-context and whole-set metrics of ranked lists (B, K, C)."""
-    per_user = rank_metrics(items, episodes.target, config.ks)
-    if preference is not None:
-        per_user.update(preference_at_k(preference, episodes, items))
-    return per_user, {"coverage@10": float(coverage(items, num_items, 10))}
 
 
 def _evaluate_baselines(config: RunConfig, work: Path) -> None:
@@ -226,7 +213,6 @@ def _notes(config: RunConfig, dataset: DataSet, seeds: int) -> list[str]:
 def curves(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
     """The metrics log of every trained stage."""
     from sidgym.agents.logging import read_metrics
-    from sidgym.launch.pipeline import arms_of
 
     names = ("sft", "sft_all", *arms_of(config))
     return {system_name(name): read_metrics(config.directory / name / "metrics.jsonl") for name in names}

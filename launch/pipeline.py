@@ -23,7 +23,7 @@ from sidgym.envs.datasets import DATASETS
 from sidgym.envs.rewards import claims, find_reward
 from sidgym.launch import builders
 from sidgym.launch.jobs import Job, run_jobs
-from sidgym.launch.schema import RunConfig
+from sidgym.launch.schema import RunConfig, arms_of
 from sidgym.launch.stages import Stage
 from sidgym.sid.embed import EMBEDDERS
 from sidgym.sid.registry import resolve
@@ -132,11 +132,6 @@ def trained_settings(rl: Any) -> dict[str, Any]:
     return values
 
 
-def arms_of(config: RunConfig) -> dict[str, Any]:
-    """The RL arms by stage name: ``rl`` and ``rl_<name>`` for every control."""
-    return {"rl": config.rl, **{f"rl_{name}": rl for name, rl in config.arms.items()}}
-
-
 def run_pipeline(config: RunConfig, until: str = "") -> Plan:
     """Builds every stage that is not complete: all of them, or ``until`` and what it is built from."""
     check_names(config)
@@ -147,7 +142,8 @@ def run_pipeline(config: RunConfig, until: str = "") -> Plan:
         for name in missing:
             if plan.stages[name].directory.exists():
                 print(f"{name}: settings, code or data have changed, building it again", file=sys.stderr)
-        run_jobs([Job(builders.describe(name), build_stage, (config, name)) for name in missing], config.workers)
+        jobs = [Job(builders.describe(name), build_stage, (config, plan.stages[name])) for name in missing]
+        run_jobs(jobs, config.workers)
     return plan
 
 
@@ -178,12 +174,11 @@ def check_names(config: RunConfig) -> None:
                 )
 
 
-def build_stage(config: RunConfig, name: str, on_progress: Any = None) -> None:
+def build_stage(config: RunConfig, stage: Stage, on_progress: Any = None) -> None:
     """Builds one stage whose inputs are complete. Runs in a process of its own when stages run side by side."""
     builders.prepare_process(config.threads)
-    stage = make_plan(config).stages[name]
-    build = builders.builder_of(name)
-    stage.run(lambda work: build(config, work, on_progress, name), resumable=name.startswith(RESUMABLE))
+    build = builders.builder_of(stage.name)
+    stage.run(lambda work: build(config, work, on_progress, stage.name), resumable=stage.name.startswith(RESUMABLE))
 
 
 def seed_configs(config: RunConfig, seeds: int) -> list[RunConfig]:

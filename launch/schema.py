@@ -63,6 +63,11 @@ class RunConfig:
         return Path(self.out) / self.name
 
 
+def arms_of(config: RunConfig) -> dict[str, RlConfig]:
+    """The RL arms by stage name: ``rl`` and ``rl_<name>`` for every control."""
+    return {"rl": config.rl, **{f"rl_{name}": rl for name, rl in config.arms.items()}}
+
+
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "data.split": ("by_user", "leave_one_out", "chronological"),
     "rl.mode": ("beam", "sample"),

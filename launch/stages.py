@@ -95,6 +95,11 @@ def _write_record(directory: Path, record: Mapping[str, Any]) -> None:
     temporary.replace(directory / RECORD)
 
 
+def partial_of(directory: Path) -> Path:
+    """The folder that a resumable stage works in, beside its result."""
+    return directory.with_name(directory.name + ".partial")
+
+
 def _prepare(work: Path, inputs_hash: str, resumable: bool) -> None:
     """An empty work directory, or the kept one of the same inputs where the stage can continue in it.
 
@@ -175,7 +180,7 @@ def run_stage(
             f"stage {name!r}: {directory} exists and holds no readable {RECORD}, so it may not be a result of sidgym "
             "and is not replaced; move it away, or choose another 'out' or 'name'"
         )
-    work = directory.with_name(directory.name + (".partial" if resumable else ".building"))
+    work = partial_of(directory) if resumable else directory.with_name(directory.name + ".building")
     with locked(directory):
         return _build_locked(directory, work, name, inputs_hash, build, inputs, resumable)
 
@@ -225,6 +230,11 @@ class Stage:
     def hash(self) -> str:
         """Hash of the name and the inputs; a stage that reads this one puts it among its own inputs."""
         return content_hash({"name": self.name, "inputs": self.inputs})
+
+    @property
+    def partial(self) -> Path:
+        """Where a resumable stage works until it is complete."""
+        return partial_of(self.directory)
 
     @property
     def complete(self) -> bool:
