@@ -102,23 +102,27 @@ class DataSet:
     def load(cls, directory: str | Path) -> "DataSet":
         """Read what ``save`` wrote. Raises ``FileNotFoundError`` or ``ValueError`` for anything else."""
         manifest = read_manifest(directory, MANIFEST, "data set")
-        items = pd.read_parquet(Path(directory) / "catalogue.parquet")
         log = pd.read_parquet(Path(directory) / "interactions.parquet")
         truth = None
         if manifest["truth"]:
             from sidgym.envs.simulator import Truth
 
             truth = Truth.load(Path(directory) / "truth")
-        catalogue = Catalogue(
-            ids=items["ids"].to_numpy(dtype=str),
-            titles=tuple(items["titles"]),
-            descriptions=tuple(items["descriptions"]),
-            categories=tuple(tuple(path) for path in items["categories"]),
-            price=items["price"].to_numpy() if "price" in items else None,
-            duration=items["duration"].to_numpy() if "duration" in items else None,
-        )
         interactions = Interactions(**{str(name): log[name].to_numpy() for name in log.columns})
-        return cls(manifest["name"], catalogue, interactions, truth, tuple(manifest["notes"]))
+        return cls(manifest["name"], load_catalogue(directory), interactions, truth, tuple(manifest["notes"]))
+
+
+def load_catalogue(directory: str | Path) -> Catalogue:
+    """The catalogue alone of what ``DataSet.save`` wrote."""
+    items = pd.read_parquet(Path(directory) / "catalogue.parquet")
+    return Catalogue(
+        ids=items["ids"].to_numpy(dtype=str),
+        titles=tuple(items["titles"]),
+        descriptions=tuple(items["descriptions"]),
+        categories=tuple(tuple(path) for path in items["categories"]),
+        price=items["price"].to_numpy() if "price" in items else None,
+        duration=items["duration"].to_numpy() if "duration" in items else None,
+    )
 
 
 def select_items(catalogue: Catalogue, rows: np.ndarray) -> Catalogue:

@@ -86,6 +86,9 @@ class Episodes:
     targets: np.ndarray  # (B, M) int64 items the user engaged with (D+), the next one first, PAD_ITEM on the right
     page: np.ndarray | None = None  # (B, S) int64 items shown on the page of the label, PAD_ITEM on the right
     event: np.ndarray | None = None  # (B,) int64, row of the first target in the log that the context was cut from
+    feedback: np.ndarray | None = None  # (B, S) int8 what the user did with each item of ``page``, SHOWN at padding
+    play_time: np.ndarray | None = None  # (B, S) float32 seconds that each item of ``page`` was played
+    taste: np.ndarray | None = None  # (B, 3) int16 the simulator's latent taste; only the oracle's reward may read it
 
     def __len__(self) -> int:
         return len(self.index)
@@ -118,6 +121,7 @@ class Rollouts:
     mode: str  # how the candidates were drawn: "beam", "sample", "free" ...
     normalise: str  # softmax over "trie" children or over the whole "vocab"
     weight_version: int = 0  # version of the weights that drew them
+    tokens: np.ndarray | None = None  # (B, G, L) int64 vocabulary ids, where decoding was free: not all are codes
 
     @property
     def item(self) -> np.ndarray:
@@ -139,8 +143,9 @@ class Rollouts:
 
     def take(self, rows: np.ndarray | Sequence[int] | slice) -> "Rollouts":
         """The given rows (whole groups) as Rollouts."""
-        arrays = {name: getattr(self, name)[rows] for name in ("codes", "valid", "items", "logp")}
-        return replace(self, **arrays)
+        names = ("codes", "valid", "items", "logp", "tokens")
+        arrays = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: value[rows] for name, value in arrays.items() if value is not None})
 
 
 def concatenate_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
@@ -153,6 +158,7 @@ def concatenate_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         valid=np.concatenate([p.valid for p in parts]),
         items=np.concatenate(items),
         logp=np.concatenate([p.logp for p in parts]),
+        tokens=None if parts[0].tokens is None else np.concatenate([p.tokens for p in parts if p.tokens is not None]),
     )
 
 

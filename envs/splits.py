@@ -17,7 +17,7 @@ import numpy as np
 from sidgym.envs.config import DataConfig
 from sidgym.envs.datasets import SCHEMA_VERSION, DataSet, read_manifest, staged
 from sidgym.envs.leakage import check_leakage
-from sidgym.envs.records import CLICK, PAD_ITEM, Episodes, Interactions, Sequences, Splits
+from sidgym.envs.records import CLICK, PAD_ITEM, SHOWN, Episodes, Interactions, Sequences, Splits
 from sidgym.sid.registry import resolve
 
 MANIFEST = "splits.json"
@@ -75,11 +75,11 @@ def find_labels(log: Interactions) -> Labels:
     return Labels(log, rows, begin, end, owner, begin[first[inverse]], back)
 
 
-def _ragged(values: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Slices ``values[begin:end]`` as rows, PAD_ITEM on the right, (B, longest slice)."""
+def _ragged(values: np.ndarray, begin: np.ndarray, end: np.ndarray, padding: int = PAD_ITEM) -> np.ndarray:
+    """Slices ``values[begin:end]`` as rows, ``padding`` on the right, (B, longest slice)."""
     place = begin[:, None] + np.arange(int((end - begin).max(initial=1)))
     inside = place < end[:, None]
-    return np.where(inside, values[np.where(inside, place, 0)], PAD_ITEM)
+    return np.where(inside, values[np.where(inside, place, 0)], values.dtype.type(padding))
 
 
 def make_episodes(labels: Labels, chosen: np.ndarray, history: int) -> Episodes:
@@ -89,11 +89,14 @@ def make_episodes(labels: Labels, chosen: np.ndarray, history: int) -> Episodes:
     place = begin[:, None] + np.arange(-history, 0)
     inside = place >= labels.user_begin[chosen][:, None]
     event = labels.rows[begin]
-    page = None
+    page = feedback = play_time = None
     if log.page is not None:
         starts = np.flatnonzero(_runs(log.user, log.page))
         on_page = np.searchsorted(starts, event, side="right") - 1
-        page = _ragged(log.item, starts[on_page], np.append(starts, len(log))[on_page + 1])
+        shown = starts[on_page], np.append(starts, len(log))[on_page + 1]
+        page = _ragged(log.item, *shown)
+        feedback = None if log.feedback is None else _ragged(log.feedback, *shown, padding=SHOWN)
+        play_time = None if log.play_time is None else _ragged(log.play_time, *shown, padding=0)
     return Episodes(
         index=event,
         user=labels.user[chosen],
@@ -101,6 +104,8 @@ def make_episodes(labels: Labels, chosen: np.ndarray, history: int) -> Episodes:
         targets=_ragged(item, begin, end),
         page=page,
         event=event,
+        feedback=feedback,
+        play_time=play_time,
     )
 
 

@@ -1,7 +1,8 @@
-"""Rewards against hand-computed numbers, and the contract that every registered reward keeps."""
+"""The registry and the sum of rewards: the contract of every entry, what is reported, and how faults are told."""
 
+import pickle
 import re
-from collections.abc import Callable
+import traceback
 from dataclasses import replace
 from typing import Any
 
@@ -9,169 +10,97 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reward_cases import TABLE, context, groups, make_episodes, make_rollouts
 
-from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts
-from sidgym.envs.rewards import REWARDS, RewardContext, RewardSum, Term, build_reward, claims
-
-ITEMS = 12
-
-
-class FixedPreference:
-    """Item i is engaged with at probability i / 20, whoever looks."""
-
-    def score(self, history: np.ndarray, items: np.ndarray) -> np.ndarray:
-        return np.where(items == PAD_ITEM, 0.0, items / 20).astype(np.float32)
-
-    def preference(self, event_rows: np.ndarray, items: np.ndarray) -> np.ndarray:
-        return (items / 20).astype(np.float32)
-
-
-def make_episodes(targets: list[list[int]], history: list[list[int]] | None = None) -> Episodes:
-    rows = np.arange(len(targets))
-    past = np.array(history or [[PAD_ITEM, 0]] * len(targets))
-    return Episodes(index=rows, user=rows, history=past, targets=np.array(targets), event=rows)
+from sidgym.envs.records import Episodes, Rollouts, concatenate_rollouts
+from sidgym.envs.rewards import (
+    REWARDS,
+    GatedPreference,
+    RewardContext,
+    RewardError,
+    RewardSum,
+    Scores,
+    Term,
+    build_reward,
+    claims,
+    find_reward,
+    required_mode,
+)
 
 
-def make_rollouts(items: Any, score: Any = None) -> Rollouts:
-    """Items (B, G) or (B, G, C); a candidate without items is not valid."""
-    items = np.array(items)
-    items = items[..., None] if items.ndim == 2 else items
-    groups = items.shape[:2]
-    logp = np.zeros((*groups, 2), dtype=np.float32)
-    logp[..., 0] = -np.arange(groups[1]) if score is None else score
-    codes = np.zeros((*groups, 2), dtype=np.int64)
-    return Rollouts(codes, items[..., 0] != PAD_ITEM, items, logp, mode="sample", normalise="trie")
+def trl_prefix(completions: list[str], target: list[str], **kwargs: Any) -> list[float]:
+    return [float(c.split(">")[0] == t.split(">")[0]) for c, t in zip(completions, target)]
 
 
-def context() -> RewardContext:
-    embeddings = np.random.default_rng(0).normal(size=(ITEMS, 4)).astype(np.float32)
-    return RewardContext(embeddings=embeddings, preference=FixedPreference(), truth=FixedPreference())
+def verl_match(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> dict[str, Any]:
+    return {"score": float(solution_str == ground_truth), "length": len(solution_str), "said": solution_str}
 
 
-def values(name: str, episodes: Episodes, rollouts: Rollouts, **args: Any) -> np.ndarray:
-    return build_reward(Term(name, args=args), context())(episodes, rollouts)
+ARGS = {"trl": {"function": f"{__name__}:trl_prefix"}, "verl": {"function": f"{__name__}:verl_match"}}
+"""Arguments without which an entry cannot be built."""
 
 
-@st.composite
-def groups(draw: Callable[..., Any]) -> tuple[Episodes, Rollouts]:
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    contexts, size = draw(st.integers(1, 4)), draw(st.integers(2, 6))
-    items = rng.integers(PAD_ITEM, ITEMS, size=(contexts, size))
-    targets = rng.integers(0, ITEMS, size=(contexts, 2)).tolist()
-    history = rng.integers(PAD_ITEM, ITEMS, size=(contexts, 3)).tolist()
-    return make_episodes(targets, history), make_rollouts(items, rng.permutation(size)[None] * -1.0)
+def one(name: str, size: int) -> RewardSum:
+    return RewardSum([Term(name, args=ARGS.get(name, {}))], context(), size)
 
 
-def test_rule_is_one_for_the_target_and_one_over_m_for_a_shared_sid() -> None:
-    rollouts = make_rollouts([[[3, -1, -1], [3, 4, -1], [3, 4, 5], [6, -1, -1], [-1, -1, -1]]])
-    np.testing.assert_allclose(values("rule", make_episodes([[3, 6]]), rollouts), [[1, 1 / 2, 1 / 3, 0, 0]])
-    anything = values("rule", make_episodes([[3, 5]]), rollouts, any_positive=True)
-    np.testing.assert_allclose(anything, [[1, 1 / 2, 2 / 3, 0, 0]])
-
-
-def test_rank_penalties_by_hand() -> None:
-    # Ranks 2, 1, 3; the target holds rank 1, so the negatives weigh 1/ln 3 and 1/ln 4.
-    result = values("rank", make_episodes([[7]]), make_rollouts([[1, 7, 2]], [[-2.0, -1.0, -3.0]]))
-    a, b = 1 / np.log(3), 1 / np.log(4)
-    np.testing.assert_allclose(result, [[-a / (a + b), 0, -b / (a + b)]], rtol=1e-6)
-
-
-def test_rank_sums_to_minus_one_in_the_paper_and_less_in_the_released_code() -> None:
-    rollouts = make_rollouts(np.arange(16)[None])
-    episodes = make_episodes([[0]])
-    assert values("rank", episodes, rollouts).sum() == pytest.approx(-1.0, abs=1e-6)
-    assert values("rank", episodes, rollouts, denominator="released").sum() == pytest.approx(-0.836, abs=5e-4)
-
-
-def test_rank_of_a_group_without_a_hit() -> None:
-    rollouts, episodes = make_rollouts([[1, 2, 3]]), make_episodes([[9]])
-    assert not values("rank", episodes, rollouts).any()
-    penalised = values("rank", episodes, rollouts, groups="all")
-    assert penalised.sum() == pytest.approx(-1.0, abs=1e-6)
-    assert (np.diff(penalised[0]) > 0).all()
-
-
-def test_rank_gives_invalid_candidates_no_share_and_a_shared_sid_counts_as_hit() -> None:
-    rollouts = make_rollouts([[[7, 8], [-1, -1], [2, -1]]])
-    np.testing.assert_allclose(values("rank", make_episodes([[8]]), rollouts), [[0, 0, -1]])
-    assert not values("rank", make_episodes([[2]]), make_rollouts([[2, 2]])).any()
-
-
-@pytest.mark.parametrize("args", [{"groups": "some"}, {"denominator": "none"}])
-def test_rank_names_its_choices(args: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="must be one of"):
-        values("rank", make_episodes([[1]]), make_rollouts([[1, 2]]), **args)
-
-
-def gated(**args: Any) -> Any:
-    # Item 0 points along x, item 1 along y, item 2 is between, item 3 has no text, item 4 is opposite to item 0.
-    vectors = np.array([[1, 0], [0, 2], [3, 3], [0, 0], [-1, 0], [0.5, 0]], dtype=np.float32)
-    return build_reward(
-        Term("gated_preference", args=args), RewardContext(embeddings=vectors, preference=FixedPreference())
-    )
-
-
-def test_gate_closes_on_candidates_unlike_the_history() -> None:
-    episodes = make_episodes([[11]], [[PAD_ITEM, 0]])
-    reward = gated(tau=0.2)
-    told = reward.explain(episodes, make_rollouts([[1, 2, 3, 4, 5]]))
-    np.testing.assert_allclose(told["relevance"], [[0, np.sqrt(0.5), 0, -1, 1]], atol=1e-6)
-    np.testing.assert_array_equal(told["passed"], [[0, 1, 0, 0, 1]])
-    np.testing.assert_allclose(told["reward"], [[0, 0.1, 0, 0, 0.25]], atol=1e-6)
-    open_gate = gated(gate=False)(episodes, make_rollouts([[1, 2, 3, 4, 5]]))
-    np.testing.assert_allclose(open_gate, [[0.05, 0.1, 0.15, 0.2, 0.25]], atol=1e-6)
-
-
-def test_relevance_takes_the_most_similar_item_of_the_history_and_padding_never_counts() -> None:
-    episodes = make_episodes([[0], [0]], [[PAD_ITEM, 0, 1], [PAD_ITEM, PAD_ITEM, PAD_ITEM]])
-    told = gated().explain(episodes, make_rollouts([[1, 5], [1, 5]]))
-    np.testing.assert_allclose(told["relevance"], [[1, 1], [0, 0]], atol=1e-6)
-    assert not told["reward"][1].any()
-
-
-def test_anchor_lifts_positives_to_the_best_of_the_group() -> None:
-    episodes, rollouts = make_episodes([[1, 4]]), make_rollouts([[1, 2, 5, 4, -1]])
-    np.testing.assert_allclose(gated()(episodes, rollouts), [[0.25, 0.1, 0.25, 0.25, 0]], atol=1e-6)
-    np.testing.assert_allclose(gated(anchor=False)(episodes, rollouts), [[0, 0.1, 0.25, 0, 0]], atol=1e-6)
-
-
-def test_a_text_embedding_of_nan_never_passes_the_gate() -> None:
-    vectors = np.array([[1, 0], [np.nan, 1]], dtype=np.float32)
-    reward = build_reward(Term("gated_preference"), RewardContext(embeddings=vectors, preference=FixedPreference()))
-    told = reward.explain(make_episodes([[5]], [[0, 1]]), make_rollouts([[0, 1]]))  # type: ignore[attr-defined]
-    np.testing.assert_array_equal(told["passed"], [[1, 0]])
-
-
-def test_true_preference_reads_the_truth_of_the_episodes_events() -> None:
-    rollouts = make_rollouts([[[2, 4], [6, -1], [-1, -1]]])
-    np.testing.assert_allclose(values("true_preference", make_episodes([[1]]), rollouts), [[0.15, 0.3, 0]])
-    rows = np.zeros(1, dtype=np.int64)
-    blind = Episodes(rows, rows, rows[:, None], rows[:, None])
-    with pytest.raises(ValueError, match=r"Episodes\.event"):
-        values("true_preference", blind, rollouts)
+def same(left: Scores, right: Scores) -> None:
+    np.testing.assert_array_equal(left.total, right.total)
+    for kind in ("parts", "components", "diagnostics"):
+        ours, theirs = getattr(left, kind), getattr(right, kind)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 @pytest.mark.parametrize("name", REWARDS)
 @given(group=groups(), seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_contract(name: str, group: tuple[Episodes, Rollouts], seed: int) -> None:
     episodes, rollouts = group
-    reward = build_reward(Term(name), context())
+    reward = build_reward(Term(name, args=ARGS.get(name, {})), context())
     result = reward(episodes, rollouts)
+    assert isinstance(result, np.ndarray)
     assert result.shape == rollouts.valid.shape
     assert result.dtype == np.float32
     assert np.isfinite(result).all()
-    # Values belong to candidates, not to their places.
+    # Values belong to candidates, not to their places; the rank goes along with the log-probabilities.
     order = np.random.default_rng(seed).permutation(result.shape[1])
     arrays = {name: getattr(rollouts, name)[:, order] for name in ("codes", "valid", "items", "logp")}
-    moved = replace(rollouts, **arrays)
-    np.testing.assert_allclose(reward(episodes, moved), result[:, order], atol=1e-6)
-    # ... and to contexts, whichever others are in the batch.
-    np.testing.assert_allclose(reward(episodes.take([0]), rollouts.take([0])), result[:1], atol=1e-6)
+    moved = reward(episodes, replace(rollouts, **arrays))
+    np.testing.assert_allclose(moved, result[:, order], atol=1e-6)
     if claims(reward, "target_is_best"):
         hit = rollouts.item == episodes.target[:, None]
         best = np.where(rollouts.valid, result, -np.inf).max(axis=1, keepdims=True)
         assert (result == best)[hit].all()
+
+
+@pytest.mark.parametrize("name", REWARDS)
+@given(group=groups(contexts=8), chunk=st.integers(1, 8))
+@settings(max_examples=10, deadline=None)
+def test_a_context_is_worth_the_same_whichever_others_are_in_the_batch(
+    name: str, group: tuple[Episodes, Rollouts], chunk: int
+) -> None:
+    episodes, rollouts = group
+    total = one(name, rollouts.valid.shape[1])
+    whole = total.score(episodes, rollouts)
+    same(pickle.loads(pickle.dumps(whole)), whole)
+    rows = [slice(start, start + chunk) for start in range(0, len(episodes), chunk)]
+    parts = [total.score(episodes.take(part), rollouts.take(part)) for part in rows]
+    np.testing.assert_array_equal(np.concatenate([part.total for part in parts]), whole.total)
+    for kind in ("parts", "diagnostics"):
+        for key, expected in getattr(whole, kind).items():
+            told = [getattr(part, kind).get(key, np.zeros_like(part.total)) for part in parts]
+            np.testing.assert_array_equal(np.concatenate(told), expected)
+
+
+def test_joined_rollouts_with_wider_sids_are_worth_the_same() -> None:
+    narrow, wide = make_rollouts([[3, 4]]), make_rollouts([[[5, 6], [7, -1]]])
+    both, episodes = concatenate_rollouts([narrow, wide]), make_episodes([[3], [6]])
+    for name in ("rule", "rank", "semantic", "popularity_penalty", "true_preference", "gated"):
+        result = one(name, 2).score(episodes, both).total
+        np.testing.assert_array_equal(result[:1], one(name, 2).score(episodes.take([0]), narrow).total)
+        np.testing.assert_array_equal(result[1:], one(name, 2).score(episodes.take([1]), wide).total)
 
 
 def test_sum_weighs_terms_and_keeps_them_apart() -> None:
@@ -183,9 +112,74 @@ def test_sum_weighs_terms_and_keeps_them_apart() -> None:
     np.testing.assert_allclose(total, [[-0.5, 3, -5]])
 
 
+def test_terms_that_are_added_keep_their_names_apart() -> None:
+    total = RewardSum([Term("rule")], context(), 2)
+    assert [total.add("rule", one("rule", 2).rewards["rule"], 1.0) for _ in range(2)] == ["rule#2", "rule#3"]
+    result, _ = total(make_episodes([[2]]), make_rollouts([[1, 2]]))
+    np.testing.assert_array_equal(result, [[0, 3]])
+
+
+def halves(episodes: Episodes, rollouts: Rollouts) -> dict[str, np.ndarray]:
+    return {"even": (rollouts.item % 2 == 0) * 0.5, "small": (rollouts.item < 4) * 2}
+
+
+def test_components_sum_to_their_term_and_are_told_under_its_name() -> None:
+    terms = [Term("rule"), Term(f"{__name__}:halves", -2.0)]
+    scores = RewardSum(terms, context(), 3).score(make_episodes([[2]]), make_rollouts([[2, 5, -1]]))
+    name = f"{__name__}:halves"
+    assert list(scores.parts) == ["rule", name]
+    np.testing.assert_array_equal(scores.parts[name], [[2.5, 0, 0]])
+    np.testing.assert_array_equal(scores.components[f"{name}/even"], [[0.5, 0, 0]])
+    np.testing.assert_array_equal(scores.components[f"{name}/small"], [[2, 0, 0]])
+    np.testing.assert_array_equal(scores.total, [[-4, 0, 0]])
+    assert {value.dtype for value in (*scores.components.values(), *scores.parts.values())} == {np.dtype(np.float32)}
+    assert not scores.diagnostics
+
+
+class Counting:
+    """A preference model that knows how often it was asked."""
+
+    calls = 0
+
+    def score(self, history: np.ndarray, items: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        return np.full(items.shape, 0.5, dtype=np.float32)
+
+
+def test_a_reward_that_explains_itself_is_asked_once() -> None:
+    model = Counting()
+    total = RewardSum([Term("gated", 2.0)], context(preference=model), 2)
+    scores = total.score(make_episodes([[1]], [[0, 1]]), make_rollouts([[1, -1]]))
+    assert model.calls == 1
+    told = {"gated/relevance", "gated/preference", "gated/passed", "gated/gated"}
+    assert scores.diagnostics.keys() == told
+    np.testing.assert_array_equal(scores.diagnostics["gated/preference"], [[0.5, 0]])
+    np.testing.assert_array_equal(scores.parts["gated"], [[0.5, 0]])
+    np.testing.assert_array_equal(scores.total, [[1, 0]])
+
+
+class Doubled(GatedPreference):
+    """Overrides the value but not its explanation."""
+
+    def __call__(self, episodes: Episodes, rollouts: Rollouts) -> np.ndarray:
+        return 2 * super().__call__(episodes, rollouts)
+
+
+def test_a_subclass_that_overrides_the_value_alone_is_taken_at_its_value() -> None:
+    scores = RewardSum([Term(f"{__name__}:Doubled")], context(preference=Counting()), 2).score(
+        make_episodes([[1]], [[0, 1]]), make_rollouts([[1, -1]])
+    )
+    np.testing.assert_array_equal(scores.total, [[1, 0]])
+
+
 def test_sum_refuses_rank_for_single_candidates() -> None:
     with pytest.raises(ValueError, match=r"'rank'.*group_size"):
         RewardSum([Term("rule"), Term("rank", args={"groups": "all"})], context(), 1)
+
+
+def test_format_asks_for_free_decoding() -> None:
+    assert required_mode(find_reward(Term("format"))) == "free"
+    assert required_mode(build_reward(Term("rule", args={"any_positive": True}), RewardContext())) == ""
 
 
 @pytest.mark.parametrize(
@@ -194,10 +188,17 @@ def test_sum_refuses_rank_for_single_candidates() -> None:
         (np.zeros((2, 3)), r"'mine': expected shape \(contexts, group\) = \(1, 2\), got \(2, 3\)"),
         (np.array([[0.0, np.nan]]), "'mine': nan at row 0, candidate 1"),
         (np.array([[np.inf, 0.0]]), "'mine': inf at row 0, candidate 0"),
+        (np.array([[1e300, 0.0]]), "'mine': inf at row 0, candidate 0"),
+        (None, "'mine': expected numbers .* got NoneType"),
+        ([[1], [1, 2]], "'mine': expected an array"),
+        (np.array([["1", "2"]]), "'mine': expected numbers"),
+        ({}, "'mine': expected components"),
+        ({"part": np.zeros(2)}, "'mine': component 'part': expected shape"),
+        ({"part": np.zeros((1, 2)), "other": np.array([[0, np.nan]])}, "component 'other': nan at row 0, candidate 1"),
     ],
 )
-def test_sum_says_which_reward_is_wrong(output: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_sum_says_which_reward_is_wrong(output: Any, message: str) -> None:
+    with pytest.raises(RewardError, match=message):
         RewardSum.of(lambda *_: output, 2, name="mine")(make_episodes([[1]]), make_rollouts([[1, 2]]))
 
 
@@ -206,14 +207,74 @@ def test_nan_at_an_invalid_candidate_is_no_error() -> None:
     np.testing.assert_array_equal(total, [[1, 0]])
 
 
+def breaks_on_seven(episodes: Episodes, rollouts: Rollouts) -> np.ndarray:
+    if (rollouts.item == 7).any():
+        raise KeyError("seven")
+    return np.where(rollouts.item == 5, np.nan, 0.0)
+
+
+def failing(items: list[list[int]], given: RewardContext) -> RewardError:
+    episodes = replace(make_episodes([[1], [2], [3]], [[-1, 0], [4, 6], [0, 0]]), user=np.array([10, 11, 12]))
+    total = RewardSum([Term(f"{__name__}:breaks_on_seven")], given, 2)
+    with pytest.raises(RewardError) as caught:
+        total(episodes, make_rollouts(items))
+    return caught.value
+
+
+def test_a_reward_that_raises_shows_the_context_and_its_own_traceback() -> None:
+    error = failing([[0, 1], [3, 7], [7, 7]], context())
+    assert isinstance(error.__cause__, KeyError)
+    assert "raise KeyError" in "".join(traceback.format_exception(error))
+    assert error.reward == f"{__name__}:breaks_on_seven"
+    assert error.example == {
+        "row": 1, "context": 1, "user": 11, "history": ["i04", "i06"], "target": "i02", "group": [["i03"], ["i07"]],
+    }  # fmt: skip
+    assert "raised KeyError: 'seven'" in str(error)
+    assert "at context 1 (row 1): user 11, history ['i04', 'i06'], target i02" in str(error)
+
+
+def test_a_value_of_nan_shows_the_candidate() -> None:
+    error = failing([[0, 1], [3, 4], [6, 5]], RewardContext())
+    assert error.example["user"] == 12
+    shown = {key: error.example[key] for key in ("candidate", "codes", "items")}
+    assert shown == {"candidate": 1, "codes": TABLE.codes[5].tolist(), "items": ["5"]}
+    assert np.isnan(error.example["value"])
+    assert "candidate 1: codes [0, 1, 2], items ['5'], value nan" in str(error)
+
+
+def test_a_fault_of_the_whole_batch_is_said_to_be_one() -> None:
+    def whole(episodes: Episodes, rollouts: Rollouts) -> np.ndarray:
+        if len(episodes) > 1:
+            raise RuntimeError("too many")
+        return np.zeros(rollouts.valid.shape)
+
+    with pytest.raises(RewardError, match=r"too many\n  no context fails alone") as caught:
+        RewardSum.of(whole, 2)(make_episodes([[1], [2]]), make_rollouts([[1, 2], [3, 4]]))
+    assert caught.value.example == {}
+
+
+def test_an_error_keeps_its_example_and_traceback_across_processes() -> None:
+    error = failing([[0, 1], [3, 7], [7, 7]], context())
+    copy = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(error))))
+    assert type(copy) is RewardError
+    assert (str(copy), copy.reward, copy.example) == (str(error), error.reward, error.example)
+    assert "raise KeyError" in "".join(traceback.format_exception(copy))
+    assert len(copy.__notes__) == 1
+
+
 @pytest.mark.parametrize(
     ("term", "message"),
     [
         (Term("rul"), "Did you mean 'rule'"),
         (Term("rule", args={"any": True}), "'rule' must take"),
         (Term("gated_preference", args={"threshold": 1}), "'gated_preference' must take"),
+        (Term("prefix", args={"match": "suffix"}), "match must be one of"),
+        (Term("trl"), "'trl' must take"),
         (Term("gated_preference"), re.escape("needs RewardContext.preference")),
         (Term("true_preference"), re.escape("needs RewardContext.truth")),
+        (Term("prefix"), re.escape("needs RewardContext.table")),
+        (Term("semantic"), re.escape("needs RewardContext.embeddings")),
+        (Term("popularity_penalty"), re.escape("needs RewardContext.popularity")),
     ],
 )
 def test_build_says_what_is_missing(term: Term, message: str) -> None:

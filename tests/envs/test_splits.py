@@ -98,12 +98,19 @@ def test_leave_one_out_by_hand() -> None:
 def test_pages_give_targets_shown_items_and_a_history_before_the_page() -> None:
     feedback = np.array([CLICK, SHOWN, SHOWN, ORDER, CLICK, SHOWN, CLICK, SHOWN, CLICK], np.int8)
     log = Interactions(
-        np.zeros(9, int), np.arange(9), np.arange(9), page=np.array([5, 5, 6, 6, 6, 7, 7, 7, 8]), feedback=feedback
-    )
+        np.zeros(9, int), np.arange(9), np.arange(9), page=np.array([5, 5, 6, 6, 6, 7, 7, 7, 8]), feedback=feedback,
+        play_time=np.arange(9, dtype=np.float32),
+    )  # fmt: skip
     splits = split(make_data(log), replace(CONFIG, split="leave_one_out", rl_share=0.99), seed=0)
     assert splits.rl.targets.tolist() == [[3, 4]]
     assert splits.rl.page is not None
     assert splits.rl.page.tolist() == [[2, 3, 4]]
+    assert splits.rl.feedback is not None
+    assert splits.rl.play_time is not None
+    assert splits.rl.feedback.dtype == np.int8
+    assert splits.rl.play_time.dtype == np.float32
+    assert splits.rl.feedback.tolist() == [[SHOWN, ORDER, CLICK]]
+    assert splits.rl.play_time.tolist() == [[2, 3, 4]]
     assert splits.rl.history.tolist() == [[PAD_ITEM, PAD_ITEM, PAD_ITEM, 0]]
     assert splits.valid.targets.tolist() == [[6]]
     assert splits.valid.history.tolist() == [[PAD_ITEM, 0, 3, 4]]
@@ -205,6 +212,8 @@ def test_every_split_keeps_the_contract_on_pages(name: str) -> None:
     for part in (splits.rl, splits.valid, splits.test):
         assert part.event is not None
         assert part.page is not None
+        assert part.feedback is not None
+        assert part.play_time is None
         assert (part.history[:, -1] != PAD_ITEM).all()
         assert len(np.unique(part.index)) == len(part)
         for row in range(len(part)):
@@ -213,6 +222,8 @@ def test_every_split_keeps_the_contract_on_pages(name: str) -> None:
             liked = log.select(mine).positives().item.tolist()
             assert [i for i in part.targets[row] if i != PAD_ITEM] == liked
             assert [i for i in part.page[row] if i != PAD_ITEM] == log.item[mine].tolist()
+            assert part.feedback[row][part.page[row] != PAD_ITEM].tolist() == log.feedback[mine].tolist()
+            assert (part.feedback[row][part.page[row] == PAD_ITEM] == SHOWN).all()
             before = log.select((log.user == part.user[row]) & (np.arange(len(log)) < np.argmax(mine))).positives()
             assert [i for i in part.history[row] if i != PAD_ITEM] == before.item[-CONFIG.history :].tolist()
 

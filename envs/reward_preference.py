@@ -1,0 +1,200 @@
+"""Rewards of preference: a model's score behind a relevance gate, and the simulator's own truth.
+
+Left out: the models (``preference`` fits one) and how the gate's threshold is chosen, which is up to validation.
+
+Symbols as in ``records``: B contexts, G candidates a group, C items a SID, T history length, L levels, K items asked.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts
+from sidgym.envs.reward_context import (
+    PreferenceModel,
+    RewardContext,
+    TruePreference,
+    common_prefix,
+    is_member,
+    mean_over_items,
+    unit_rows,
+)
+from sidgym.sid.registry import resolve
+
+Relevance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""History (B, T) and items (B, K), PAD_ITEM allowed, to (B, K)."""
+
+
+class TextRelevance:
+    """Largest cosine similarity of an item's text embedding to those of the history's items; 0 without a history."""
+
+    def __init__(self, context: RewardContext) -> None:
+        self.unit_vectors = unit_rows(context.require("embeddings", "gated"))
+
+    def __call__(self, history: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """(B, K) float32 in [-1, 1]."""
+        cosine = np.einsum("bkd,btd->bkt", self.unit_vectors[items], self.unit_vectors[history])
+        seen = (history != PAD_ITEM)[:, None, :]
+        best = np.where(seen, cosine, -np.inf).max(axis=2)
+        return np.where(seen.any(axis=2), best, 0.0)
+
+
+class PrefixRelevance:
+    """Longest common SID prefix with any item of the history, divided by L; 0 without a history."""
+
+    def __init__(self, context: RewardContext) -> None:
+        self.codes: np.ndarray = context.require("table", "gated").codes
+
+    def __call__(self, history: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """(B, K) float32 in [0, 1]."""
+        depth = common_prefix(self.codes[items][:, :, None], self.codes[history][:, None])
+        seen = (history != PAD_ITEM)[:, None, :]
+        return (np.where(seen, depth, 0).max(axis=2) / self.codes.shape[1]).astype(np.float32)
+
+
+PREFERENCES: dict[str, str] = {"model": "preference"}
+"""Built-in choices of ``preference``: the field of RewardContext that holds the model."""
+
+RELEVANCES: dict[str, Any] = {"text": TextRelevance, "prefix": PrefixRelevance}
+_RELEVANCE_NEEDS = {"text": "embeddings", "prefix": "table"}
+
+
+class GatedPreference:
+    """Preference behind a relevance gate, positives anchored to the best of the group (GenRec equations 6 and 7).
+
+    ``r_i = 1(s_i > tau) * pref_i``; then a candidate in D+ gets the group's largest ``r``. Where a SID holds several
+    items all quantities are means over them, and the SID is in D+ when one of its items is. A relevance of NaN never
+    passes.
+
+    tau: threshold of the gate; choose it by validation. anchor: apply equation 7. gate: False sets every gate open.
+    preference: ``model`` takes ``RewardContext.preference``; ``package.module:name`` names an object with
+        ``score(history (B, T), items (B, K)) -> (B, K) in [0, 1]``, or what makes one from a ``RewardContext`` (a class
+        or a function); in code the object itself can be given.
+    relevance: what ``s_i`` measures, which GenRec does not say. ``text`` is the largest cosine similarity of the
+        candidate's text embedding to those of the history's items, ``prefix`` the longest SID prefix in common with
+        one of them, divided by L; both are 0 with an empty history. ``package.module:name`` names a function
+        ``(history, items) -> (B, K)``, or what makes one from a ``RewardContext``; or give the function itself.
+    """
+
+    target_is_best = True
+
+    def __init__(
+        self,
+        context: RewardContext,
+        tau: float = 0.2,
+        anchor: bool = True,
+        gate: bool = True,
+        preference: str | PreferenceModel = "model",
+        relevance: str | Relevance = "text",
+    ) -> None:
+        self.preference = preference_model(preference, context)
+        self.relevance = relevance_function(relevance, context)
+        self.tau = tau
+        self.anchor = anchor
+        self.gate = gate
+        # Without the anchor nothing lifts the target above other candidates.
+        self.target_is_best = anchor
+
+    @staticmethod
+    def check(preference: Any = "model", relevance: Any = "text", **_: Any) -> None:
+        """Raises ``ValueError`` for a model or relevance that is not known or cannot be imported."""
+        if isinstance(preference, str):
+            resolve("preference model", preference, PREFERENCES)
+        if isinstance(relevance, str):
+            resolve("relevance", relevance, RELEVANCES)
+
+    @staticmethod
+    def requires(preference: Any = "model", relevance: Any = "text", **_: Any) -> tuple[str, ...]:
+        """Fields of ``RewardContext`` that these arguments read; what comes from outside may ask for the catalogue."""
+        named = ((preference, PREFERENCES), (relevance, _RELEVANCE_NEEDS))
+        fields = [known.get(choice, "catalogue") for choice, known in named if isinstance(choice, str)]
+        return tuple(dict.fromkeys(fields))
+
+    def explain(self, episodes: Episodes, rollouts: Rollouts) -> dict[str, np.ndarray]:
+        """What the reward is made of, each (B, G) float32: relevance, preference, passed (share of items that pass the
+        gate), gated (equation 6) and reward (with equation 7, if on). Means over invalid candidates need ``valid``."""
+        shape = rollouts.items.shape
+        items = rollouts.items.reshape(shape[0], -1)
+        relevance = self.relevance(episodes.history, items).reshape(shape)
+        preference = self.preference.score(episodes.history, items).reshape(shape)
+        passed = relevance > self.tau if self.gate else np.ones(shape, dtype=bool)
+        parts = {"relevance": relevance, "preference": preference, "passed": passed}
+        parts["gated"] = np.where(passed, preference, 0.0)
+        result = {name: mean_over_items(part, rollouts.items).astype(np.float32) for name, part in parts.items()}
+        result["reward"] = self._anchored(result["gated"], episodes, rollouts) if self.anchor else result["gated"]
+        return result
+
+    def __call__(self, episodes: Episodes, rollouts: Rollouts) -> np.ndarray:
+        """(B, G) float32 in [0, 1]."""
+        return self.explain(episodes, rollouts)["reward"]
+
+    def _anchored(self, gated: np.ndarray, episodes: Episodes, rollouts: Rollouts) -> np.ndarray:
+        positive = is_member(rollouts.items, episodes.targets).any(axis=-1) & rollouts.valid
+        best = np.where(rollouts.valid, gated, 0.0).max(axis=1, keepdims=True)
+        return np.where(positive, best, gated)
+
+
+def preference_model(choice: str | PreferenceModel, context: RewardContext) -> PreferenceModel:
+    """The model that ``GatedPreference``'s argument means. Raises ``ValueError`` where it has no ``score``."""
+    if isinstance(choice, str) and choice in PREFERENCES:
+        return context.require(PREFERENCES[choice], "gated")
+    found: Any = resolve("preference model", choice, PREFERENCES) if isinstance(choice, str) else choice
+    if isinstance(found, type) or (callable(found) and not hasattr(found, "score")):
+        found = found(context)
+    if not callable(getattr(found, "score", None)):
+        raise ValueError(
+            f"reward 'gated': preference {choice!r} must have score(history, items) -> (contexts, items) in [0, 1], or "
+            f"make such an object from a RewardContext; got {type(found).__name__}"
+        )
+    return found
+
+
+def relevance_function(choice: str | Relevance, context: RewardContext) -> Relevance:
+    """The relevance that ``GatedPreference``'s argument means. Raises ``ValueError`` where it cannot be called so."""
+    found: Any = resolve("relevance", choice, RELEVANCES) if isinstance(choice, str) else choice
+    if isinstance(found, type) or (callable(found) and not _takes_two(found)):
+        found = found(context)
+    if not callable(found) or not _takes_two(found):
+        raise ValueError(
+            f"reward 'gated': relevance {choice!r} must be callable as (history, items) -> (contexts, items), or make "
+            f"such a function from a RewardContext; got {type(found).__name__}"
+        )
+    return found
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
+class TruePreferenceReward:
+    """The simulator's own probability of engagement: an oracle for tests and upper bounds, never a training signal.
+
+    Reads the shopper's latent taste at hand (``Episodes.taste``, which simulated sessions have), else the taste at the
+    target's row of the simulated log (``Episodes.event``). The mean over the items of a shared SID.
+    """
+
+    requires = ("truth",)
+
+    def __init__(self, context: RewardContext) -> None:
+        self.truth: TruePreference = context.require("truth", "true_preference")
+
+    def __call__(self, episodes: Episodes, rollouts: Rollouts) -> np.ndarray:
+        """(B, G) float32 in [0, 1]."""
+        shape = rollouts.items.shape
+        items = np.maximum(rollouts.items, 0).reshape(shape[0], -1)
+        if episodes.taste is not None:
+            values = self.truth.preference_of_states(episodes.taste, items)
+        elif episodes.event is not None:
+            values = self.truth.preference(episodes.event, items)
+        else:
+            raise ValueError(
+                "reward 'true_preference' needs Episodes.event, the target's row in the simulated log, or "
+                "Episodes.taste, the shopper's taste in a simulated session; these contexts have neither"
+            )
+        return mean_over_items(np.asarray(values).reshape(shape), rollouts.items).astype(np.float32)
