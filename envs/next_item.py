@@ -1,82 +1,72 @@
 """``SIDGym/NextItem-v0``: recommend one item, or a ranked group, to a logged user.
 
-The dynamics are one batched function, ``answer``, which the scalar environment calls with a batch of one. Left out:
-sessions of several pages, and codes chosen one at a time.
+Two views of ``logged.LoggedDynamics``. Left out: pages that a user looks at as a whole (``page``), codes chosen one
+after another (``next_token``), and users who answer back (``session``).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, SupportsFloat
-
-import gymnasium
 import numpy as np
-import torch
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 
-from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts
-from sidgym.envs.rewards import Reward, RewardContext, RewardSum, RewardTerm, Term
+from sidgym.envs.logged import (
+    LoggedDynamics,
+    RewardLike,
+    Store,
+    answer,
+    as_rollouts,
+    demonstration_store,
+    observe,
+    open_store,
+    reward_sum,
+)
+from sidgym.envs.records import Episodes
+from sidgym.envs.reward_context import RewardContext
 from sidgym.envs.spaces import TrieSpace
+from sidgym.envs.views import ScalarView, VectorView
 from sidgym.sid.table import SidTable
 
-
-@dataclass(frozen=True)
-class Store:
-    """What the environment needs of a data set."""
-
-    episodes: Episodes
-    table: SidTable
-    context: RewardContext
-
-
-def demonstration_store(users: int = 100, items: int = 200, history: int = 10, seed: int = 0) -> Store:
-    """A small simulated store, a function of the seed; every page with a click, but a user's first, is a context."""
-    # Only the environment without arguments needs these.
-    from sidgym.envs.simulator import SimulatorConfig, simulate
-    from sidgym.envs.splits import find_labels, make_episodes
-    from sidgym.sid.config import SidConfig
-    from sidgym.sid.embed import tfidf_svd
-    from sidgym.sid.tokenizers import build_table
-
-    store = simulate(SimulatorConfig(users=users, items=items, seed=seed))
-    embeddings = tfidf_svd(store.catalogue.texts(), 16, seed)
-    table = build_table(embeddings, store.catalogue.ids, SidConfig(levels=2, codes=16), seed)
-    labels = find_labels(store.interactions)
-    episodes = make_episodes(labels, np.flatnonzero(labels.usable), history)
-    return Store(episodes, table, RewardContext(table, embeddings, truth=store.truth))
+__all__ = [
+    "NextItemEnv",
+    "NextItemVectorEnv",
+    "Store",
+    "answer",
+    "as_rollouts",
+    "demonstration_store",
+    "history_space",
+    "observe",
+]
 
 
-def as_rollouts(codes: np.ndarray, table: SidTable) -> Rollouts:
-    """SIDs chosen by an agent, (B, G, L) integers in the order of its confidence, as ``Rollouts``.
-
-    The log-probabilities are all zero, so that ``rank`` is the given order; SIDs outside the trie are not valid.
-    """
-    codes = np.ascontiguousarray(codes, dtype=np.int64)
-    leaf = table.trie.leaf_of(torch.from_numpy(codes))
-    items = table.trie.items_of(leaf).numpy()
-    logp = np.zeros(codes.shape, dtype=np.float32)
-    return Rollouts(codes, leaf.numpy() >= 0, items, logp, mode="given", normalise="trie")
-
-
-def answer(
-    episodes: Episodes, codes: np.ndarray, table: SidTable, reward: RewardSum
-) -> tuple[np.ndarray, dict[str, np.ndarray], Rollouts]:
-    """The dynamics: groups of SIDs (B, G, L) in B contexts to rewards (B, G), their terms and the groups' items.
-
-    A SID that does not exist gets the sum's ``invalid_value``.
-    """
-    rollouts = as_rollouts(codes, table)
-    total, terms = reward(episodes, rollouts)
-    return total, terms, rollouts
+def history_space(episodes: Episodes, table: SidTable) -> spaces.Dict:
+    """The observations of ``LoggedDynamics``: ``history`` and ``length``."""
+    length = episodes.history.shape[1]
+    return spaces.Dict(
+        {
+            "history": spaces.Box(-1, max(table.sizes) - 1, (length, table.levels), np.int64),
+            "length": spaces.Discrete(length + 1),
+        }
+    )
 
 
-def observe(episodes: Episodes, table: SidTable) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of the histories (B, T, L), -1 at padding, and their lengths (B,), both int64."""
-    real = episodes.history != PAD_ITEM
-    codes = np.where(real[..., None], table.codes[np.maximum(episodes.history, 0)], PAD_ITEM)
-    return codes, real.sum(axis=1)
+def _parts(
+    size: int,
+    episodes: Episodes | None,
+    table: SidTable | None,
+    reward: RewardLike,
+    group_size: int,
+    context: RewardContext | None,
+) -> tuple[LoggedDynamics, spaces.Dict, TrieSpace]:
+    """What both environments below are made of: dynamics, observation space and action space."""
+    store = open_store(episodes, table, context, "NextItem")
+    if group_size < 1:
+        raise ValueError(f"NextItem: group_size must be at least 1, got {group_size}")
+    total = reward_sum(reward, store.context, group_size)
+    dynamics = LoggedDynamics(size, store.episodes, store.table, total, group_size, store.context.catalogue)
+    actions = TrieSpace(store.table.trie, () if group_size == 1 else (group_size,))
+    return dynamics, history_space(store.episodes, store.table), actions
 
 
-class NextItemEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
+class NextItemEnv(ScalarView):
     """Given what a user did, name the item that comes next.
 
     ## Description
@@ -126,119 +116,51 @@ class NextItemEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     ```python
     gymnasium.make("SIDGym/NextItem-v0", group_size=4, reward=["rule", "rank"])
+    gymnasium.make_vec("SIDGym/NextItem-v0", num_envs=1024)
     ```
 
     - ``episodes``, ``table``: contexts and item-code table; without both, a simulated store of 200 items and 100 users.
     - ``reward``: a name in ``REWARDS`` or ``package.module:name``; a callable ``(episodes, rollouts) -> (B, G)``; or a
       sequence of names and terms (``name``, ``weight``, ``args``), whose weighted sum is taken.
     - ``group_size``: SIDs an action holds, G.
-    - ``context``: ``RewardContext`` with what the reward needs beyond episodes and table.
-    - ``render_mode``: ``"ansi"`` or None.
+    - ``context``: ``RewardContext`` with what the reward needs beyond episodes and table, and the titles for
+      ``render``.
+    - ``render_mode``: ``"ansi"`` (history by title, path through the trie, item, reward by component) or None.
+    - ``num_envs``, ``autoreset_mode``: of the vector environment only; see ``NextItemVectorEnv``.
 
     ## Version History
 
     * v0: first version.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own convention
-
     def __init__(
         self,
         episodes: Episodes | None = None,
         table: SidTable | None = None,
-        reward: str | Reward | Sequence[str | RewardTerm] = "rule",
+        reward: RewardLike = "rule",
         group_size: int = 1,
         context: RewardContext | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if group_size < 1:
-            raise ValueError(f"NextItemEnv: group_size must be at least 1, got {group_size}")
-        if (episodes is None) != (table is None):
-            raise ValueError("NextItemEnv: give both episodes and table, or neither for the simulated store")
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(f"NextItemEnv: render_mode must be 'ansi' or None, got {render_mode!r}")
-        if episodes is None or table is None:
-            store = demonstration_store()
-            episodes, table, context = store.episodes, store.table, context or store.context
-        if len(episodes) == 0:
-            raise ValueError("NextItemEnv: expected at least one context, got empty episodes")
-        self.episodes, self.table, self.group_size, self.render_mode = episodes, table, group_size, render_mode
-        self.reward = _reward_sum(reward, context or RewardContext(table), group_size)
-        length, levels = episodes.history.shape[1], table.levels
-        self.action_space = TrieSpace(table.trie, () if group_size == 1 else (group_size,))
-        self.observation_space = spaces.Dict(
-            {
-                "history": spaces.Box(-1, max(table.sizes) - 1, (length, levels), np.int64),
-                "length": spaces.Discrete(length + 1),
-            }
-        )
-        self._row: int | None = None
-        self._told: dict[str, Any] = {}
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Draw a context, or take row ``options["row"]``."""
-        super().reset(seed=seed)
-        drawn = int(self.np_random.integers(len(self.episodes)))
-        row = int((options or {}).get("row", drawn))
-        if not 0 <= row < len(self.episodes):
-            raise ValueError(f"reset: row must be in [0, {len(self.episodes)}), got {row}")
-        self._row, self._told = row, {}
-        return self._observation(row), {"row": row, "user": int(self.episodes.user[row])}
-
-    def step(self, action: Any) -> tuple[dict[str, Any], SupportsFloat, bool, bool, dict[str, Any]]:
-        """Answer the context with a SID or a group of SIDs; the episode is over."""
-        if self._row is None:
-            raise gymnasium.error.ResetNeeded("call reset() before step(): an episode of this environment is one step")
-        codes = np.asarray(action)
-        if codes.shape != self.action_space.shape or not np.issubdtype(codes.dtype, np.integer):
-            raise ValueError(
-                f"step: expected integer codes of shape {self.action_space.shape}, got {codes.dtype} {codes.shape}"
-            )
-        row, self._row = self._row, None
-        context = self.episodes.take([row])
-        groups = codes.reshape(1, self.group_size, self.table.levels)
-        rewards, _, rollouts = answer(context, groups, self.table, self.reward)
-        info = {
-            "rewards": rewards[0],
-            "items": rollouts.item[0],
-            "legal": bool(rollouts.valid.all()),
-            "target": int(context.target[0]),
-        }
-        self._told = {"row": row, **info}
-        return self._observation(row), float(rewards[0].mean()), True, False, info
-
-    def render(self) -> str | None:  # type: ignore[override]
-        """The context, and after a step the answer and its reward, as text by item ids; None without a render mode."""
-        if self.render_mode is None:
-            return None
-        row = self._told.get("row", self._row)
-        if row is None:
-            return "no episode yet"
-        history = self.episodes.history[row]
-        lines = [f"user {self.episodes.user[row]}: " + " ".join(self.table.item_ids[history[history != PAD_ITEM]])]
-        if self._told:
-            names = [self.table.item_ids[item] if item >= 0 else "(no such SID)" for item in self._told["items"]]
-            lines += [f"  {name}: {value:g}" for name, value in zip(names, self._told["rewards"])]
-            lines.append(f"  next was {self.table.item_ids[self._told['target']]}")
-        return "\n".join(lines)
-
-    def _observation(self, row: int) -> dict[str, Any]:
-        history, length = observe(self.episodes.take([row]), self.table)
-        return {"history": history[0], "length": length[0]}
+        super().__init__(*_parts(1, episodes, table, reward, group_size, context), render_mode)
 
 
-def _reward_sum(
-    reward: str | Reward | Sequence[str | RewardTerm], context: RewardContext, group_size: int
-) -> RewardSum:
-    parts = [reward] if isinstance(reward, str) or callable(reward) else list(reward)
-    named = [Term(part) if isinstance(part, str) else part for part in parts if not callable(part)]
-    total = RewardSum(named, context, group_size)
-    for part in parts:
-        if isinstance(part, type):
-            part = part(context)
-        if callable(part):
-            total.add(getattr(part, "__name__", type(part).__name__), part, 1.0)
-    total.check_group_size(group_size)
-    return total
+class NextItemVectorEnv(VectorView):
+    """``NextItemEnv`` for ``num_envs`` users at once, arrays end to end; its page holds for each row.
+
+    Actions are ``(num_envs, L)`` or ``(num_envs, G, L)``; ``reset(options={"row": k})`` takes a number or one for each
+    environment that is reset. ``autoreset_mode`` is ``SAME_STEP`` by default, so that no step is spent on resets.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        episodes: Episodes | None = None,
+        table: SidTable | None = None,
+        reward: RewardLike = "rule",
+        group_size: int = 1,
+        context: RewardContext | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__(*_parts(num_envs, episodes, table, reward, group_size, context), autoreset_mode, render_mode)

@@ -1,38 +1,32 @@
 """What could be achieved in the simulated store, because the probabilities that made it are known.
 
 Three marks for a list of k items, each a mean true click preference p(z, i): ``random_value`` (any items), the
-*reference* (exact Bayes from the log alone) and ``bound`` (knows the latent taste). The reference is a forward filter
-over all tastes z = (a, b, s): a and s never change, b is drawn anew at some session starts (an HMM, Rabiner 1989,
-eq. 19-20). It reads all that the log shows of a user before the event's page: items shown and where, clicks, orders,
-dislikes and play times.
-Exposure and leaving depend on the observed history only, so they cancel. Enumeration is exact up to float32 rounding;
-``calibration`` checks it. Left out: the earlier positions of the event's own page, and planning beyond one page.
+*reference* (exact Bayes from the log alone) and ``bound`` (knows the latent taste). The reference is the forward filter
+of ``taste_filter`` over all that the log shows of a user before the event's page: items shown and where, clicks,
+orders, dislikes and play times. Exposure and leaving depend on the observed history only, so they cancel.
+``calibration`` checks it. Left out: the earlier positions of the event's own page, and planning beyond one page; live
+sessions, which ``session_oracle`` judges.
 
 For an exact reference, pick the rows of ``event_rows`` without a look at what happens on or after their page (all rows
 of some pages, ``last_session_rows``). Otherwise the choice is itself evidence on the taste that the filter lacks, and
 the calibration may be off by more than noise.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from sidgym.envs.records import CLICK, NEGATIVE, Interactions
-from sidgym.envs.simulator import Truth, examine_probability, outcome_probabilities
-from sidgym.envs.simulator_world import sigmoid
-
-_SMALLEST = 1e-30
-"""Probabilities and played shares below this are raised to it before the logarithm."""
+from sidgym.envs.records import Interactions
+from sidgym.envs.simulator import Truth
+from sidgym.envs.taste_filter import TasteFilter, best, rows_at_once
 
 
 def random_value(truth: Truth, event_rows: np.ndarray, chunk: int = 512) -> np.ndarray:
     """Mean true preference over all items, (B,) float64: what a list drawn at random is worth."""
     parts = [
         truth.preference(rows).mean(axis=1, dtype=np.float64)
-        for rows in _chunks(event_rows, min(chunk, _rows_at_once(truth)))
+        for rows in _chunks(event_rows, min(chunk, rows_at_once(truth.world)))
     ]
     return np.concatenate(parts)
 
@@ -40,8 +34,8 @@ def random_value(truth: Truth, event_rows: np.ndarray, chunk: int = 512) -> np.n
 def bound(truth: Truth, event_rows: np.ndarray, k: int, chunk: int = 512) -> np.ndarray:
     """Mean true preference of the truly best k items, (B,) float64. No policy can do better, as none sees the taste."""
     parts = [
-        _best(truth.preference(rows), k)[1].mean(axis=1, dtype=np.float64)
-        for rows in _chunks(event_rows, min(chunk, _rows_at_once(truth)))
+        best(truth.preference(rows), k)[1].mean(axis=1, dtype=np.float64)
+        for rows in _chunks(event_rows, min(chunk, rows_at_once(truth.world)))
     ]
     return np.concatenate(parts)
 
@@ -68,9 +62,8 @@ def last_session_rows(truth: Truth, interactions: Interactions) -> np.ndarray:
 class BayesReference:
     """Exact posterior of the taste given a user's log before a page, for the log that ``simulate`` returned.
 
-    H shelves and S styles make H * H * S tastes, numbered (a * H + b) * S + s. An item tells tastes apart only by how
-    a and b relate to its shelf (same, same department, neither) and whether s is its style: 18 cells, over which
-    likelihoods and expectations are worked out. ``chunk`` is the number of users, or events, handled at once.
+    H shelves and S styles make H * H * S tastes, numbered (a * H + b) * S + s. ``chunk`` is the number of users, or
+    events, handled at once.
     """
 
     def __init__(self, truth: Truth, interactions: Interactions, chunk: int = 256) -> None:
@@ -81,6 +74,7 @@ class BayesReference:
                 "BayesReference: expected feedback and play_time in the log; pass simulate(...).interactions"
             )
         self.truth, self.world, self.chunk = truth, truth.world, chunk
+        self.filter = TasteFilter(truth.world)
         width = truth.config.page_size
         self._item = interactions.item.reshape(-1, width)
         self._feedback = interactions.feedback.reshape(-1, width)
@@ -92,30 +86,27 @@ class BayesReference:
 
     def posterior(self, event_rows: np.ndarray) -> np.ndarray:
         """Probability of each taste when the page of each event was shown, (B, H * H * S) float32."""
-        tastes = self._prior.size
-        out = np.empty((len(event_rows), tastes), dtype=np.float32)
-        for where, belief in self._filter(event_rows):
-            out[where] = belief.reshape(-1, tastes)
+        out = np.empty((len(event_rows), self.filter.prior(1).size), dtype=np.float32)
+        for where, belief in self._beliefs(event_rows):
+            out[where] = belief.reshape(len(where), -1)
         return out
 
     def expected_preference(self, event_rows: np.ndarray) -> np.ndarray:
         """Posterior mean of p(z, i) for all items, (B, N) float32."""
         out = np.empty((len(event_rows), len(self.world.shelf)), dtype=np.float32)
-        for where, belief in self._filter(event_rows):
-            for part in _chunks(np.arange(len(where)), min(self.chunk, _rows_at_once(self.truth))):
-                out[where[part]] = self._expect(belief[part])
+        for where, belief in self._beliefs(event_rows):
+            out[where] = self.filter.expected_preference(belief, min(self.chunk, rows_at_once(self.world)))
         return out
 
     def top(self, event_rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k items of highest expected preference, best first, and that preference: (B, k) int64, (B, k) float32."""
         items = np.empty((len(event_rows), k), dtype=np.int64)
         values = np.empty((len(event_rows), k), dtype=np.float32)
-        for where, belief in self._filter(event_rows):
-            for part in _chunks(np.arange(len(where)), min(self.chunk, _rows_at_once(self.truth))):
-                items[where[part]], values[where[part]] = _best(self._expect(belief[part]), k)
+        for where, belief in self._beliefs(event_rows):
+            items[where], values[where] = self.filter.top(belief, k, min(self.chunk, rows_at_once(self.world)))
         return items, values
 
-    def _filter(self, event_rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _beliefs(self, event_rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Forward pass; yields places in ``event_rows`` and their beliefs (n, H, H, S), every place once."""
         event_page = np.asarray(event_rows, dtype=np.int64) // self.truth.config.page_size
         first = self._first_page[event_page]
@@ -134,114 +125,20 @@ class BayesReference:
         key = key[order]
         for start in range(0, len(by_length), self.chunk):
             users = by_length[start : start + self.chunk]
-            belief = np.repeat(self._prior[None], len(users), axis=0)
+            belief = self.filter.prior(len(users))
             for step in range(needed[users[0]] + 1):
                 belief = belief[: np.count_nonzero(needed[users] >= step)]
                 page = user_first[users[: len(belief)]] + step
-                self._drift(belief, self._starts_session[page])
+                belief = self.filter.drift(belief, self._starts_session[page])
                 wanted = (start // self.chunk) * steps + step
                 where = order[np.searchsorted(key, wanted) : np.searchsorted(key, wanted, side="right")]
                 if len(where):
                     yield where, belief[event_slot[where] - start]
                 going = np.count_nonzero(needed[users] > step)
-                belief = belief[:going]
-                self._learn(belief, page[:going])
-
-    def _drift(self, belief: np.ndarray, starts: np.ndarray) -> None:
-        """P(a, b, s) <- (1 - drift) P(a, b, s) + drift K(a, b) sum_b' P(a, b', s), in place where a session starts."""
-        drift = np.float32(self.truth.config.drift)
-        old = belief[starts]
-        fresh = self.world.drift_kernel.astype(np.float32)[:, :, None] * old.sum(axis=2, keepdims=True)
-        belief[starts] = (1 - drift) * old + drift * fresh
-
-    def _learn(self, belief: np.ndarray, page: np.ndarray) -> None:
-        """Multiply by the likelihood of what happened on the pages, in place, normalised."""
-        if len(page) == 0:
-            return
-        with np.errstate(divide="ignore"):
-            logs = np.log(belief)
-        logs += self._log_likelihood(page).reshape(belief.shape)
-        logs -= logs.max(axis=(1, 2, 3), keepdims=True)
-        np.exp(logs, out=belief)
-        belief /= belief.sum(axis=(1, 2, 3), keepdims=True)
-
-    def _log_likelihood(self, page: np.ndarray) -> np.ndarray:
-        """log P(feedback and play times of a page | taste), (n, H, H * S) float32."""
-        config, world = self.truth.config, self.world
-        item, feedback = self._item[page], self._feedback[page]
-        count, width = item.shape
-        chance = sigmoid(world.appeal[item][:, :, None, None, None].astype(np.float64) + self._cell_logit)
-        examine = examine_probability(config, width)[:, None, None, None]
-        outcomes = outcome_probabilities(config, chance, examine)
-        outcome = (feedback - NEGATIVE).astype(np.int64)[:, :, None, None, None, None]
-        cells = np.log(np.maximum(np.take_along_axis(outcomes, outcome, axis=-1)[..., 0], _SMALLEST))
-        # Played share x of a click: density alpha x ** (alpha - 1).
-        share = np.log(np.maximum(self._play_time[page] / world.duration[item], _SMALLEST))[:, :, None, None, None]
-        alpha = config.play_base + config.play_slope * chance
-        played = np.log(alpha) + (alpha - 1) * share
-        cells += np.where((feedback >= CLICK)[:, :, None, None, None], played, 0)
-        # Sum over the page of the cell each taste lies in, as one matrix product a page: (H, 6 P) @ (6 P, H S).
-        long = np.matmul(
-            self._relation[world.shelf[item]].swapaxes(2, 3), cells.reshape(count, width, 3, 6).astype(np.float32)
-        )
-        left = long.transpose(0, 2, 1, 3).reshape(count, -1, width * 6)
-        right = self._now_style[world.shelf[item], world.style[item]].reshape(count, width * 6, -1)
-        return np.matmul(left, right)
-
-    @cached_property
-    def _prior(self) -> np.ndarray:
-        """Probability of each taste before the first page, (H, H, S) float32."""
-        world = self.world
-        prior = world.shelf_prior[:, None, None] * world.drift_kernel[:, :, None] * world.style_prior
-        return prior.astype(np.float32)
-
-    @cached_property
-    def _relation(self) -> np.ndarray:
-        """One-hot cells of a taste's shelf for an item's shelf: (item shelf, 3, taste shelf) float32."""
-        return np.ascontiguousarray(np.eye(3, dtype=np.float32)[self.world.relation].transpose(0, 2, 1))
-
-    @cached_property
-    def _cell_logit(self) -> np.ndarray:
-        """What the taste adds to an item's logit in each cell, (3, 3, 2) float64."""
-        config = self.truth.config
-        sim = np.array([0.0, config.department_similarity, 1.0])
-        shelves = config.weight_long * sim[:, None] + config.weight_now * sim
-        return shelves[:, :, None] + config.weight_style * np.array([0.0, 1.0])
-
-    @cached_property
-    def _now_style(self) -> np.ndarray:
-        """One-hot cells of (b, s) for an item of each shelf and style: (H, S, 6, H * S) float32."""
-        same = np.eye(self.truth.config.styles, dtype=np.float32)
-        table = np.einsum("hyb,tms->htymbs", self._relation, np.stack([1 - same, same], axis=1))
-        return table.reshape(*table.shape[:2], 6, -1)
-
-    @cached_property
-    def _groups(self) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
-        """Items by shelf and style with their preference in each cell: (shelf, style, items (n,), table (18, n))."""
-        world, styles = self.world, self.truth.config.styles
-        combination = world.shelf * styles + world.style
-        order = np.argsort(combination, kind="stable")
-        edges = np.searchsorted(combination[order], np.arange(self.truth.config.shelves * styles + 1))
-        groups = []
-        for number, (low, high) in enumerate(itertools.pairwise(edges)):
-            items = order[low:high]
-            table = sigmoid(self._cell_logit.reshape(-1, 1) + world.appeal[items]).astype(np.float32)
-            groups.append((number // styles, number % styles, items, table))
-        return groups
-
-    def _expect(self, belief: np.ndarray) -> np.ndarray:
-        """Expected preference of all items under beliefs (n, H, H, S): (n, N) float32."""
-        count, shelves, _, styles = belief.shape
-        long = np.matmul(self._relation.reshape(-1, shelves), belief.reshape(count, shelves, -1))
-        long = long.reshape(count, shelves, 3, shelves, styles).transpose(0, 1, 2, 4, 3)
-        cells = np.einsum("nhxsb,hyb->nhxys", long, self._relation, optimize=True)
-        everything = cells.sum(axis=-1)
-        out = np.empty((count, len(self.world.shelf)), dtype=np.float32)
-        for shelf, style, items, table in self._groups:
-            match = cells[:, shelf, :, :, style]
-            chance = np.stack([everything[:, shelf] - match, match], axis=-1).reshape(count, -1)
-            out[:, items] = chance @ table
-        return out
+                seen = page[:going]
+                belief = self.filter.learn(
+                    belief[:going], self._item[seen], self._feedback[seen], self._play_time[seen], self.chunk
+                )
 
 
 def calibration(
@@ -283,24 +180,6 @@ def oracle_table(
         table[f"bound@{k}"] = float(bound(truth, event_rows, k).mean())
         table[f"calibration@{k}"] = check
     return table
-
-
-def _best(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and values of the k largest of each row, largest first; ties go to the lower column."""
-    if not 1 <= k <= values.shape[1]:
-        raise ValueError(f"k: expected 1 to {values.shape[1]} (the number of items), got {k}")
-    if k < values.shape[1]:
-        columns = np.sort(np.argpartition(-values, k - 1, axis=1)[:, :k], axis=1)
-    else:
-        columns = np.broadcast_to(np.arange(k), values.shape)
-    picked = np.take_along_axis(values, columns, axis=1)
-    order = np.argsort(-picked, axis=1, kind="stable")
-    return np.take_along_axis(columns, order, axis=1), np.take_along_axis(picked, order, axis=1)
-
-
-def _rows_at_once(truth: Truth) -> int:
-    """Rows whose values over all items stay within some 64 MB."""
-    return max(1, (1 << 24) // len(truth.shelf))
 
 
 def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sidgym.envs.records import CLICK, Catalogue, Interactions
+from sidgym.envs.records import CLICK, PAD_ITEM, SHOWN, Catalogue, Interactions
 from sidgym.envs.simulator_world import SimulatorConfig, World, make_world
 
 __all__ = [
@@ -178,24 +178,27 @@ def new_shoppers(world: World, users: np.ndarray, rng: np.random.Generator) -> S
     )
 
 
-def draw_page(world: World, shoppers: Shoppers, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_page(
+    world: World, shoppers: Shoppers, rng: np.random.Generator, width: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A page of the logging recommender: distinct items, drawn one after the other in proportion to exp(score).
 
     score = popularity_weight log popularity + history_weight share of the item's shelf among the decayed clicks, which
     is the law of Gumbel top-k (Plackett-Luce). Redrawing what is already on the page gives the same law without
     touching every item. Returns items (U, P) int64 and propensities (U, P) float64: the probability of the item at its
-    position given the items placed before it.
+    position given the items placed before it. ``width`` is P, the store's ``page_size`` by default.
     """
     config = world.config
+    width = config.page_size if width is None else width
     sampler = world.sampler
     boost = np.exp(config.history_weight * shoppers.clicked / (1 + shoppers.clicked.sum(axis=1, keepdims=True)))
     mass = boost * sampler.shelf_mass
     edges = np.cumsum(mass, axis=1)
     rows = np.arange(len(shoppers))
-    page = np.full((len(shoppers), config.page_size), -1, dtype=np.int64)
+    page = np.full((len(shoppers), width), PAD_ITEM, dtype=np.int64)
     propensity = np.empty(page.shape)
     left = edges[:, -1].copy()  # weight of the items not yet on the page
-    for position in range(config.page_size):
+    for position in range(width):
         pending = rows
         for _ in range(_REDRAWS):
             item = sampler.draw(mass[pending], edges[pending], boost[pending], rng)
@@ -214,12 +217,13 @@ def draw_page(world: World, shoppers: Shoppers, rng: np.random.Generator) -> tup
 
 
 def respond(world: World, shoppers: Shoppers, page: np.ndarray, rng: np.random.Generator) -> Feedback:
-    """What shoppers do with a page of items (U, P), whoever chose it."""
-    config = world.config
+    """What shoppers do with a page of items (U, P), whoever chose it. At PAD_ITEM the place is empty: SHOWN, 0 s."""
+    config, real = world.config, page != PAD_ITEM
+    page = np.where(real, page, 0)
     preference = world.preference_of_states(shoppers.taste, page).astype(np.float64)
     chances = outcome_probabilities(config, preference, examine_probability(config, page.shape[1]))
     drawn = (np.cumsum(chances[..., :3], axis=-1) <= rng.random((*page.shape, 1))).sum(axis=-1)
-    feedback = (drawn - 1).astype(np.int8)
+    feedback = np.where(real, drawn - 1, SHOWN).astype(np.int8)
     share = (1 - rng.random(page.shape)) ** (1 / (config.play_base + config.play_slope * preference))
     play_time = np.where(feedback >= CLICK, world.duration[page] * share, 0).astype(np.float32)
     return Feedback(feedback, play_time)
@@ -230,7 +234,7 @@ def advance(world: World, shoppers: Shoppers, page: np.ndarray, answer: Feedback
     config, rows = world.config, np.arange(len(shoppers))
     click = answer.feedback >= CLICK
     clicked = shoppers.clicked * config.history_decay
-    np.add.at(clicked, (rows[:, None], world.shelf[page]), click)
+    np.add.at(clicked, (rows[:, None], world.shelf[np.maximum(page, 0)]), click)
     time = shoppers.time + config.page_seconds + answer.play_time.sum(axis=1)
     leave = np.where(click.any(axis=1), config.leave_engaged, config.leave_idle)
     ends = (rng.random(len(rows)) < leave) | (shoppers.page_of_session + 1 >= config.max_pages)

@@ -1,12 +1,14 @@
 """The Gymnasium space of Semantic IDs: an element is a SID that exists, or an array of such SIDs.
 
-Works on the arrays of a ``Trie``, with no Python object per item. Importing this module registers the space with
-Gymnasium's batching and flattening functions, so that vector environments batch actions to one array instead of a
-tuple. Left out: shared-memory observations of this space (a policy's input is codes with padding, which is a ``Box``).
+Works on the arrays of a ``Trie``, with no Python object per item, so that 10 million items are no different from ten.
+Importing this module registers the space with Gymnasium's batching and flattening functions, so that vector
+environments batch actions to one array instead of a tuple. Left out: shared-memory observations of this space (a
+policy's input is codes with padding, which is a ``Box``).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -16,6 +18,8 @@ from gymnasium.spaces.utils import flatdim, flatten, flatten_space, unflatten
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 from numpy.typing import NDArray
 
+from sidgym.envs.dynamics import repeats
+from sidgym.envs.leaf_sampling import ByChildren, ByItems, ByProbability, LeafLaw, draw_distinct
 from sidgym.sid.trie import Trie
 
 
@@ -27,6 +31,10 @@ class TrieSpace(gymnasium.Space[NDArray[np.int64]]):
         leading: ``()`` for one SID, ``(G,)`` for a group of G, ``(B, G)`` for a batch of groups. SIDs may repeat.
         uniform: ``"items"`` samples every item equally often, ``"children"`` every child of a node equally often.
         seed: of the generator behind ``sample``.
+        distinct: the SIDs along the last axis of ``leading`` differ, as on a page. They are sampled without
+            replacement: each as without ``distinct``, given that it is none of those before it.
+
+    Raises ``ValueError`` for another ``uniform``, and where ``distinct`` asks for more SIDs than there are.
     """
 
     def __init__(
@@ -35,13 +43,17 @@ class TrieSpace(gymnasium.Space[NDArray[np.int64]]):
         leading: tuple[int, ...] = (),
         uniform: str = "items",
         seed: int | np.random.Generator | None = None,
+        distinct: bool = False,
     ) -> None:
         if uniform not in ("items", "children"):
             raise ValueError(f"TrieSpace: uniform must be 'items' or 'children', got {uniform!r}")
         self.trie = trie.to("cpu")
         self.leading = tuple(int(n) for n in leading)
-        self.uniform = uniform
+        self.uniform, self.distinct = uniform, bool(distinct)
         self._hash: str | None = None
+        if distinct and not self.leading:
+            raise ValueError("TrieSpace: distinct is about the last axis of leading; leading must not be ()")
+        self._check_enough(_leaves_allowed(self.trie) if distinct else 0)
         super().__init__(shape=(*self.leading, trie.depth), dtype=np.int64, seed=seed)
 
     @property
@@ -61,67 +73,54 @@ class TrieSpace(gymnasium.Space[NDArray[np.int64]]):
             mask: (N,) bool, items that may be drawn.
             probability: (N,) float, chance of each item; it replaces ``uniform``.
 
-        Raises ``ValueError`` when both are given, for wrong shapes, and when nothing may be drawn.
+        Raises ``ValueError`` when both are given, for wrong shapes, and when nothing may be drawn, or less than
+        ``distinct`` needs.
         """
         if mask is not None and probability is not None:
             raise ValueError("TrieSpace.sample: give a mask or a probability, not both")
-        count = int(np.prod(self.leading, dtype=np.int64))
-        trie = self.trie
+        law = self._law
         if mask is not None:
             mask = np.asarray(mask)
-            if mask.shape != (trie.num_items,):
-                raise ValueError(f"TrieSpace.sample: expected a mask over items ({trie.num_items},), got {mask.shape}")
-            trie = trie.restrict(mask.astype(bool))
-        if probability is not None:
-            leaves = self._leaves_at(trie, self._places_by_probability(np.asarray(probability, np.float64), count))
-        elif self.uniform == "items":
-            leaves = self._leaves_at(trie, self.np_random.integers(len(trie.leaf_items), size=count))
+            if mask.shape != (self.trie.num_items,):
+                expected = (self.trie.num_items,)
+                raise ValueError(f"TrieSpace.sample: expected a mask over items {expected}, got {mask.shape}")
+            part = self.trie.restrict(mask.astype(bool))
+            self._check_enough(_leaves_allowed(part) if self.distinct else 0)
+            law = self._law_of(part)
+        elif probability is not None:
+            law = ByProbability(self.trie, np.asarray(probability, np.float64))
+            self._check_enough(int(np.count_nonzero(law.chances())) if self.distinct else 0)
+        if self.distinct:
+            rows = int(np.prod(self.leading[:-1], dtype=np.int64))
+            leaves = draw_distinct(law, rows, self.leading[-1], self.np_random).reshape(-1)
         else:
-            leaves = self._leaves_by_children(trie, count)
-        return _codes_of_leaves(trie, leaves).reshape(self.shape)
+            leaves = law.draw(int(np.prod(self.leading, dtype=np.int64)), self.np_random)
+        return _codes_of_leaves(self.trie, leaves).reshape(self.shape)
 
-    def _places_by_probability(self, probability: np.ndarray, count: int) -> np.ndarray:
-        """Places in ``leaf_items`` drawn with the items' probabilities, (count,)."""
-        expected = (self.trie.num_items,)
-        if probability.shape != expected:
-            raise ValueError(f"TrieSpace.sample: expected a probability of shape {expected}, got {probability.shape}")
-        if not (probability >= 0).all() or not np.isclose(probability.sum(), 1.0):
-            raise ValueError("TrieSpace.sample: probabilities must be at least 0 and sum to 1")
-        cumulative = np.cumsum(probability[self.trie.leaf_items.numpy()])
-        if cumulative[-1] <= 0:
-            raise ValueError("TrieSpace.sample: every allowed item has probability 0")
-        # Strictly above the draw, so that an item of probability 0 is never taken; the product may round up to the sum.
-        places = np.searchsorted(cumulative, self.np_random.random(count) * cumulative[-1], side="right")
-        return np.minimum(places, np.searchsorted(cumulative, cumulative[-1]))
+    @cached_property
+    def _law(self) -> LeafLaw:
+        return self._law_of(self.trie)
 
-    @staticmethod
-    def _leaves_at(trie: Trie, places: np.ndarray) -> np.ndarray:
-        """Leaves that hold the given places of ``leaf_items``, (count,)."""
-        return np.searchsorted(trie.leaf_start.numpy(), places, side="right") - 1
+    def _law_of(self, trie: Trie) -> LeafLaw:
+        return ByItems(trie) if self.uniform == "items" else ByChildren(trie)
 
-    def _leaves_by_children(self, trie: Trie, count: int) -> np.ndarray:
-        """Leaves reached from the root by a uniform choice among the (allowed) children on each level, (count,)."""
-        child_start = trie.child_start.numpy()
-        allowed = None if trie.allowed is None else np.append(0, np.cumsum(trie.allowed.numpy()))
-        node = np.zeros(count, dtype=np.int64)
-        for _ in range(trie.depth):
-            first, end = child_start[node], child_start[node + 1]
-            if allowed is None:
-                node = first + self.np_random.integers(end - first)
-            else:
-                nth = self.np_random.integers(allowed[end] - allowed[first])
-                node = np.searchsorted(allowed, allowed[first] + nth + 1) - 1
-        return node - int(trie.level_start[trie.depth])
+    def _check_enough(self, leaves: int) -> None:
+        if self.distinct and leaves < self.leading[-1]:
+            raise ValueError(f"TrieSpace: expected at least {self.leading[-1]} different SIDs to draw, got {leaves}")
 
     def contains(self, x: Any) -> bool:
-        """Whether ``x`` is an integer array of this shape (or nested lists of integers) that holds only valid SIDs."""
+        """Whether ``x`` is an integer array of this shape (or nested lists of integers) that holds only valid SIDs, and
+        different ones where ``distinct`` says so."""
         try:
             x = np.asarray(x)
         except ValueError:
             return False
         if x.shape != self.shape or not np.issubdtype(x.dtype, np.integer):
             return False
-        return bool((self.trie.leaf_of(torch.from_numpy(x.astype(np.int64))) >= 0).all())
+        leaves = self.trie.leaf_of(torch.from_numpy(x.astype(np.int64))).numpy()
+        if (leaves < 0).any():
+            return False
+        return not self.distinct or not repeats(leaves.reshape(-1, max(self.leading[-1], 1))).any()
 
     def to_jsonable(self, sample_n: Sequence[NDArray[np.int64]]) -> list[Any]:
         """Samples as nested lists of ints."""
@@ -138,14 +137,32 @@ class TrieSpace(gymnasium.Space[NDArray[np.int64]]):
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        """Same SIDs on the same items, same shape and same way of sampling."""
-        if not isinstance(other, TrieSpace) or (self.shape, self.uniform) != (other.shape, other.uniform):
+        """Same SIDs on the same items, same shape, same members and same way of sampling."""
+        if not isinstance(other, TrieSpace):
+            return False
+        if (self.shape, self.uniform, self.distinct) != (other.shape, other.uniform, other.distinct):
             return False
         return self.trie is other.trie or self.content_hash() == other.content_hash()
 
     def __repr__(self) -> str:
         trie = self.trie
-        return f"TrieSpace(shape={self.shape}, items={len(trie.leaf_items)}, sizes={trie.sizes}, {self.uniform})"
+        how = f"{self.uniform}, distinct" if self.distinct else self.uniform
+        return f"TrieSpace(shape={self.shape}, items={len(trie.leaf_items)}, sizes={trie.sizes}, {how})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied; the tables that sampling makes are made again."""
+        return {name: value for name, value in self.__dict__.items() if name != "_law"}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TrieSpace":
+        """A space with a generator of its own; the trie, which nothing changes, is shared."""
+        twin = copy(self)
+        twin._np_random = deepcopy(self._np_random, memo)
+        return twin
+
+
+def _leaves_allowed(trie: Trie) -> int:
+    """How many different SIDs the trie allows."""
+    return trie.num_leaves if trie.allowed is None else int(np.count_nonzero(np.diff(trie.leaf_start.numpy())))
 
 
 def _codes_of_leaves(trie: Trie, leaves: np.ndarray) -> NDArray[np.int64]:
@@ -161,7 +178,7 @@ def _codes_of_leaves(trie: Trie, leaves: np.ndarray) -> NDArray[np.int64]:
 
 @batch_space.register(TrieSpace)
 def _batch_space(space: TrieSpace, n: int = 1) -> TrieSpace:
-    return TrieSpace(space.trie, (n, *space.leading), space.uniform, seed=deepcopy(space.np_random))
+    return TrieSpace(space.trie, (n, *space.leading), space.uniform, deepcopy(space.np_random), space.distinct)
 
 
 @create_empty_array.register(TrieSpace)

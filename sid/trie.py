@@ -21,6 +21,9 @@ from torch import Tensor
 NO_NODE = -1
 """Node, leaf or item that does not exist."""
 
+DENSE_ENTRIES = 2**25
+"""Most entries of a trie's dense table of children (four bytes each); levels beyond it are searched."""
+
 
 @dataclass(frozen=True, eq=False)
 class Trie:
@@ -129,6 +132,11 @@ class Trie:
             )
         # All rows of level 0 are the root's: one row is computed and shared.
         unique = torch.zeros(1, dtype=torch.int64, device=self.device) if level == 0 else flat.clamp(min=0)
+        dense_rows, dense = self._dense
+        if end <= dense_rows:
+            child = dense[:-1].view(dense_rows, -1)[unique, : self.sizes[level]]
+            mask = child >= 0 if self.allowed is None else (child >= 0) & self.allowed[child.long()]
+            return (mask & exists[:, None]).reshape(*nodes.shape, self.sizes[level])
         counts = self.child_start[unique + 1] - self.child_start[unique]
         counts = counts if level == 0 else counts * exists
         rows = torch.repeat_interleave(counts)
@@ -140,19 +148,57 @@ class Trie:
             mask = mask & exists[:, None]
         return mask.reshape(*nodes.shape, self.sizes[level])
 
-    def step(self, nodes: Tensor, codes: Tensor) -> Tensor:
-        """The child of each node along a code: (...) and (...) int64 -> (...) int64, -1 where there is none."""
+    @cached_property
+    def _dense(self) -> tuple[int, Tensor]:
+        """How many nodes, from the root down to a whole level, have a row, and all rows: child by code, flat, int32.
+
+        ``restrict`` hands it on: it knows nothing of ``allowed``. The last entry is NO_NODE.
+        """
+        width = max(self.sizes)
+        rows = max([0, *(end for end in self._bounds[1:-1] if end * width <= DENSE_ENTRIES)])
+        table = torch.full((rows * width + 1,), NO_NODE, dtype=torch.int32, device=self.device)
+        edges = int(self.child_start[rows]) - 1
+        table[self.edge_key[:edges]] = torch.arange(1, edges + 1, dtype=torch.int32, device=self.device)
+        return rows, table
+
+    def step(self, nodes: Tensor, codes: Tensor, level: int | None = None) -> Tensor:
+        """The child of each node along a code: (...) and (...) int64 -> (...) int64, -1 where there is none.
+
+        ``level`` of the nodes, where all have one and the caller knows it, saves time and changes nothing.
+        """
         nodes, codes = nodes.long(), codes.long()
         width = max(self.sizes)
+        rows, table = self._dense
         # Out of range a code would alias with a neighbour's key.
         known = (nodes >= 0) & (codes >= 0) & (codes < width)
-        key = (nodes * width + codes).contiguous()
-        place = torch.searchsorted(self.edge_key, key).clamp(max=len(self.edge_key) - 1)
-        found = known & (self.edge_key[place] == key)
-        child = place + 1
+        dense = known & (nodes < rows)
+        child = table[torch.where(dense, nodes * width + codes, len(table) - 1)].long()
+        if self._bounds[-2 if level is None else level + 1] > rows:
+            searched = known & ~dense & (nodes < self._bounds[-2])
+            child = torch.where(searched, self._search(torch.where(searched, nodes, rows), codes), child)
         if self.allowed is not None:
-            found = found & self.allowed[child]
-        return torch.where(found, child, NO_NODE)
+            child = torch.where((child >= 0) & self.allowed[child], child, NO_NODE)
+        return child
+
+    @cached_property
+    def _halvings(self) -> int:
+        """Times that the most children of a node without a dense row are halved until none is left."""
+        return int(self.child_start[self._dense[0] :].diff().max()).bit_length()
+
+    def _search(self, nodes: Tensor, codes: Tensor) -> Tensor:
+        """``step`` for inner nodes by a binary search among their own children.
+
+        These lie close together, where a search among all edges would wait for memory at each of its many steps.
+        """
+        first, end = self.child_start[nodes], self.child_start[nodes + 1]
+        high = end
+        for _ in range(self._halvings):
+            middle = (first + high) >> 1
+            # An empty range asks for the code after it, which may not exist.
+            smaller = (middle < high) & (self.code[middle.clamp(max=self.num_nodes - 1)] < codes)
+            first, high = torch.where(smaller, middle + 1, first), torch.where(smaller, high, middle)
+        found = (first < end) & (self.code[first.clamp(max=self.num_nodes - 1)] == codes)
+        return torch.where(found, first, NO_NODE)
 
     def path(self, codes: Tensor) -> Tensor:
         """Nodes along each code row: (..., L) int64 -> (..., L + 1) int64.
@@ -164,7 +210,7 @@ class Trie:
             raise ValueError(f"path: expected {self.depth} codes a row, got shape {tuple(codes.shape)}")
         nodes = [torch.zeros(codes.shape[:-1], dtype=torch.int64, device=self.device)]
         for level in range(self.depth):
-            nodes.append(self.step(nodes[-1], codes[..., level]))
+            nodes.append(self.step(nodes[-1], codes[..., level], level))
         return torch.stack(nodes, dim=-1)
 
     def leaf_of_node(self, nodes: Tensor) -> Tensor:
@@ -173,10 +219,18 @@ class Trie:
 
     def leaf_of(self, codes: Tensor) -> Tensor:
         """Leaf number of each SID: (..., L) int64 -> (...) int64 in [0, num_leaves), -1 if it does not exist."""
-        return self.leaf_of_node(self.path(codes)[..., -1])
+        if codes.shape[-1] != self.depth:
+            raise ValueError(f"leaf_of: expected {self.depth} codes a row, got shape {tuple(codes.shape)}")
+        node = torch.zeros(codes.shape[:-1], dtype=torch.int64, device=self.device)
+        for level in range(self.depth):
+            node = self.step(node, codes[..., level], level)
+        return self.leaf_of_node(node)
 
     def items_of(self, leaf: Tensor) -> Tensor:
         """Items of each leaf, ascending: (...) int64 -> (..., max_leaf_items) int64, -1 on the right."""
+        if self.max_leaf_items == 1 and len(self.leaf_items) == self.num_leaves:
+            # One item on every leaf: its place is the leaf's number.
+            return torch.where(leaf >= 0, self.leaf_items[leaf.long().clamp(min=0)], NO_NODE)[..., None]
         row = leaf.long().clamp(min=0)[..., None]
         place = self.leaf_start[row] + torch.arange(self.max_leaf_items, device=self.device)
         filled = (leaf[..., None] >= 0) & (place < self.leaf_start[row + 1])
@@ -205,13 +259,17 @@ class Trie:
         for level in range(self.depth, 0, -1):
             here = slice(self._bounds[level], self._bounds[level + 1])
             allowed[self.parent[here][allowed[here]]] = True
-        return replace(
+        part = replace(
             self,
             leaf_start=leaf_start,
             leaf_items=self.leaf_items[keep],
             max_leaf_items=int(per_leaf.max()),
             allowed=allowed,
         )
+        part.__dict__.update(
+            {name: self.__dict__[name] for name in ("_bounds", "_dense", "_halvings") if name in self.__dict__}
+        )
+        return part
 
     def _item_mask(self, items: Tensor | np.ndarray) -> Tensor:
         """Items as a bool mask (N,); see ``restrict``."""
@@ -231,10 +289,16 @@ class Trie:
         return mask
 
     def to(self, device: torch.device | str) -> "Trie":
-        """The same trie on a device."""
+        """The same trie on a device; itself where it lies there already."""
+        if torch.device(device) == self.device:
+            return self
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the fields, and no table that is made from them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of what the trie says: sizes, structure and allowed items; the same on every device."""

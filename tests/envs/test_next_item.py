@@ -1,20 +1,14 @@
-"""The Gymnasium environment: Gymnasium's own checks, seeding, rewards by hand, and vector environments."""
+"""``SIDGym/NextItem-v0``: rewards by hand, groups, rendering, and what is refused."""
 
-import subprocess
-import sys
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
-import sidgym.envs
-from sidgym.envs.next_item import NextItemEnv, answer, demonstration_store
-from sidgym.envs.records import PAD_ITEM, Episodes
-from sidgym.envs.registration import ENVIRONMENTS, NEXT_ITEM_ID, register_environments
+from sidgym.envs.next_item import NextItemEnv, NextItemVectorEnv, answer, demonstration_store
+from sidgym.envs.records import PAD_ITEM, Catalogue, Episodes
 from sidgym.envs.rewards import RewardContext, RewardSum, Term
 from sidgym.sid.table import SidTable
 
@@ -39,39 +33,6 @@ class ConfigLike:
 
 def make(**arguments: Any) -> NextItemEnv:
     return NextItemEnv(EPISODES, TABLE, **arguments)
-
-
-@pytest.mark.parametrize("name", ENVIRONMENTS)
-@pytest.mark.parametrize("arguments", [{}, {"group_size": 4, "reward": ["rule", "rank"]}, {"render_mode": "ansi"}])
-def test_gymnasium_has_no_complaint(name: str, arguments: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(gymnasium.make(name, **arguments).unwrapped)
-
-
-def test_registering_again_changes_nothing() -> None:
-    before = gymnasium.spec(NEXT_ITEM_ID)
-    register_environments()
-    assert gymnasium.spec(NEXT_ITEM_ID) is before
-    assert sidgym.envs.__doc__ is not None
-
-
-def test_registration_loads_no_torch() -> None:
-    program = "import sidgym.envs, sys, gymnasium as g; g.spec('SIDGym/NextItem-v0'); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-def test_seeded_twins_live_the_same_life() -> None:
-    one, two, other = (gymnasium.make(NEXT_ITEM_ID) for _ in range(3))
-    lives = []
-    for env, seed in ((one, 5), (two, 5), (other, 6)):
-        env.action_space.seed(seed)
-        life: list[Any] = [env.reset(seed=seed)]
-        for _ in range(20):
-            life += [env.step(env.action_space.sample()), env.reset()]
-        lives.append(repr(life))
-    assert lives[0] == lives[1]
-    assert lives[0] != lives[2]
 
 
 def test_observations_and_rewards_by_hand() -> None:
@@ -134,8 +95,8 @@ def test_contexts_are_drawn_evenly() -> None:
     assert np.bincount(rows, minlength=3).min() > 240
 
 
-def test_vector_environments_batch_actions_to_one_array() -> None:
-    env = gymnasium.make_vec(NEXT_ITEM_ID, 3, vectorization_mode="sync", group_size=2)
+def test_gymnasiums_own_vector_environment_batches_actions_to_one_array() -> None:
+    env = gymnasium.make_vec("SIDGym/NextItem-v0", 3, vectorization_mode="sync", group_size=2)
     env.reset(seed=0)
     actions = env.action_space.sample()
     assert actions.shape == (3, 2, actions.shape[-1])
@@ -144,6 +105,18 @@ def test_vector_environments_batch_actions_to_one_array() -> None:
     assert rewards.shape == (3,)
     assert terminated.all()
     assert info["rewards"].shape == (3, 2)
+
+
+def test_rows_may_be_chosen_one_by_one() -> None:
+    env = NextItemVectorEnv(3, EPISODES, TABLE, autoreset_mode="Disabled")
+    observation, info = env.reset(options={"row": np.array([2, 0, 1])})
+    np.testing.assert_array_equal(info["user"], [12, 10, 11])
+    np.testing.assert_array_equal(observation["length"], [2, 1, 3])
+    np.testing.assert_array_equal(env.step(TABLE.codes[[2, 0, 0]])[1], [0.5, 1.0, 0.0])
+    observation, info = env.reset(options={"row": 1, "reset_mask": np.array([True, False, True])})
+    np.testing.assert_array_equal(info["row"], [1, 0, 1])
+    np.testing.assert_array_equal(info["_row"], [True, False, True])
+    np.testing.assert_array_equal(observation["length"], [3, 1, 3])
 
 
 def test_the_simulated_store_offers_its_truth() -> None:
@@ -159,13 +132,57 @@ def test_the_simulated_store_offers_its_truth() -> None:
 
 
 def test_rendering_tells_the_story() -> None:
-    env = make(render_mode="ansi")
-    assert env.render() == "no episode yet"
+    env = make(render_mode="ansi", reward=[ConfigLike("rule"), ConfigLike("rank", 0.5)], group_size=2)
+    assert env.render() == "no episode yet: call reset()"
     env.reset(options={"row": 1})
-    assert env.render() == "user 11: a c d"
-    env.step(np.array([0, 1]))
-    assert env.render() == "user 11: a c d\n  b: 1\n  next was b"
+    begun = "user 11\n  history  a | c | d"
+    assert env.render() == begun
+    env.step(np.array([[0, 1], [1, 0]]))
+    assert env.render() == (
+        f"{begun}\n"
+        "  answer 1 <a_0> of 2 <b_1> of 2: b, reward 1 (1 x rule 1, 0.5 x rank 0)\n"
+        "  answer 2 <a_1> of 2 <b_0> not one of 1: (no item), reward 0 (1 x rule 0, 0.5 x rank 0)\n"
+        "  next     b"
+    )
+    env.reset(options={"row": 0})
+    assert env.render() == "user 10\n  history  b"
     assert make().render() is None
+
+
+def test_rendering_calls_items_by_title() -> None:
+    titles = ("Ball", "", "Cat", "Dog")
+    catalogue = Catalogue(TABLE.item_ids, titles, ("",) * 4, ((),) * 4)
+    env = make(render_mode="ansi", context=RewardContext(TABLE, catalogue=catalogue))
+    env.reset(options={"row": 1})
+    env.step(np.array([0, 0]))
+    assert str(env.render()).splitlines()[1:] == [
+        "  history  Ball | Cat | Dog",
+        "  answer 1 <a_0> of 2 <b_0> of 2: Ball, reward 0 (1 x rule 0)",
+        "  next     b",
+    ]
+
+
+def test_every_environment_of_a_vector_is_rendered() -> None:
+    env = NextItemVectorEnv(2, EPISODES, TABLE, render_mode="ansi", autoreset_mode="NextStep")
+    env.reset(options={"row": np.array([0, 1])})
+    env.step(TABLE.codes[[0, 0]])
+    one, other = env.render() or ()
+    assert one.splitlines()[2] == "  answer 1 <a_0> of 2 <b_0> of 2: a, reward 1 (1 x rule 1)"
+    assert other.splitlines()[2] == "  answer 1 <a_0> of 2 <b_0> of 2: a, reward 0 (1 x rule 0)"
+
+
+def test_a_callable_reward_sees_whole_groups() -> None:
+    seen = []
+
+    def place(episodes: Episodes, rollouts: Any) -> np.ndarray:
+        seen.append((len(episodes), rollouts.valid.shape))
+        return rollouts.rank.astype(np.float32)
+
+    env = NextItemVectorEnv(4, EPISODES, TABLE, reward=place, group_size=3)
+    env.reset(seed=0)
+    _, reward, _, _, _ = env.step(env.action_space.sample())
+    assert seen == [(4, (4, 3))]
+    np.testing.assert_array_equal(reward, np.full(4, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -197,10 +214,15 @@ def test_steps_are_checked() -> None:
     env.reset()
     with pytest.raises(ValueError, match=r"shape \(2, 2\), got int64 \(2,\)"):
         env.step(TABLE.codes[0])
-    with pytest.raises(ValueError, match="integer codes"):
+    with pytest.raises(ValueError, match="expected integers of shape"):
         env.step(np.zeros((2, 2)))
     env.step(TABLE.codes[:2])
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(TABLE.codes[:2])
-    with pytest.raises(ValueError, match="row must be in"):
-        env.reset(options={"row": 3})
+    for row, message in ((3, "row must be in"), (-1, "row must be in"), (0.5, "an integer"), ([0, 1], "an integer")):
+        with pytest.raises(ValueError, match=message):
+            env.reset(options={"row": row})
+    with pytest.raises(ValueError, match=r"the only option is 'row', got \['rows'\]"):
+        env.reset(options={"rows": 0})
+    with pytest.raises(ValueError, match="num_envs must be at least 1"):
+        NextItemVectorEnv(0, EPISODES, TABLE)

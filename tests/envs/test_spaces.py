@@ -1,16 +1,20 @@
 """The space of SIDs: members, sampling, equality, and Gymnasium's batching and flattening."""
 
+import copy
+import itertools
 import json
 import pickle
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces.utils import flatdim, flatten, flatten_space, unflatten
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidgym.envs import leaf_sampling
 from sidgym.envs.spaces import TrieSpace
 from sidgym.sid.trie import Trie
 
@@ -101,6 +105,126 @@ def test_every_sample_is_an_allowed_sid(
     assert sample in spot
     assert set(map(tuple, sample.reshape(-1, 3).tolist())) <= allowed
     assert spot.sample() in spot
+
+
+def test_distinct_members_differ_along_the_last_leading_axis() -> None:
+    page = space(leading=(2,), distinct=True)
+    assert [[0, 0], [2, 3]] in page
+    assert [[0, 0], [0, 0]] not in page
+    assert [[0, 0], [1, 0]] not in page
+    pages = batch_space(page, 2)
+    assert pages == space(leading=(2, 2), distinct=True)
+    assert [[[0, 0], [2, 3]], [[2, 3], [0, 0]]] in pages
+    assert [[[0, 0], [2, 3]], [[0, 1], [0, 1]]] not in pages
+    assert page != space(leading=(2,))
+    assert "distinct" in repr(page)
+    assert "distinct" not in repr(space(leading=(2,)))
+
+
+@given(
+    codes=st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=12),
+    rows=st.sampled_from([(), (3,), (2, 3)]),
+    uniform=st.sampled_from(["items", "children"]),
+    how=st.sampled_from(["all", "mask", "probability", "restricted"]),
+    data=st.data(),
+)
+@settings(max_examples=80, deadline=None)
+def test_every_distinct_sample_is_a_member(
+    codes: list[tuple[int, int, int]], rows: tuple[int, ...], uniform: str, how: str, data: st.DataObject
+) -> None:
+    table = np.array(codes)
+    chosen = np.array(data.draw(st.lists(st.booleans(), min_size=len(codes), max_size=len(codes))))
+    chosen[data.draw(st.integers(0, len(codes) - 1))] = True
+    chosen |= how == "all"
+    there = set(map(tuple, table[chosen].tolist()))
+    size = data.draw(st.integers(1, len(there)))
+    trie = Trie.from_codes(table, (4, 4, 4))
+    trie = trie.restrict(chosen) if how == "restricted" else trie
+    spot = TrieSpace(trie, (*rows, size), uniform, seed=3, distinct=True)
+    weight = chosen * np.arange(1, len(codes) + 1) ** 8.0
+    given_to_sample = {"mask": {"mask": chosen}, "probability": {"probability": weight / weight.sum()}}.get(how, {})
+    sample = spot.sample(**given_to_sample)
+    assert sample in spot
+    assert set(map(tuple, sample.reshape(-1, 3).tolist())) <= there
+
+
+def successive(chances: np.ndarray) -> dict[tuple[int, ...], float]:
+    """Probability of every ordered draw of all leaves without replacement."""
+    orders = itertools.permutations(range(len(chances)))
+    return {order: float(np.prod([chances[o] / chances[list(order[k:])].sum() for k, o in enumerate(order)]))
+            for order in orders}  # fmt: skip
+
+
+@pytest.mark.parametrize("redraws", [leaf_sampling.REDRAWS, 0, 1])
+@pytest.mark.parametrize(
+    ("uniform", "probability", "chances"),
+    [
+        ("items", None, [1 / 4, 2 / 4, 1 / 4]),
+        ("children", None, [1 / 4, 1 / 4, 1 / 2]),
+        ("items", np.array([0.02, 0.03, 0.05, 0.9]), [0.02, 0.08, 0.9]),
+    ],
+)
+def test_distinct_samples_are_successive_draws(
+    redraws: int, uniform: str, probability: np.ndarray | None, chances: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaf_sampling, "REDRAWS", redraws)
+    monkeypatch.setattr(leaf_sampling, "CHUNK", 10_000)
+    many = 40_000
+    pages = space(leading=(many, 3), uniform=uniform, seed=0, distinct=True).sample(probability=probability)
+    leaves = Trie.from_codes(CODES, SIZES).leaf_of(torch.from_numpy(pages)).numpy()
+    for order, expected in successive(np.array(chances)).items():
+        assert (leaves == order).all(axis=1).mean() == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask": np.array([False, True, True, False])}, "at least 2 different SIDs to draw, got 1"),
+        ({"probability": np.array([1.0, 0, 0, 0])}, "at least 2 different SIDs to draw, got 1"),
+    ],
+)
+def test_distinct_sampling_says_when_there_are_too_few(arguments: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        space(leading=(2,), distinct=True).sample(**arguments)
+
+
+def test_distinct_spaces_need_enough_sids_and_an_axis() -> None:
+    with pytest.raises(ValueError, match="at least 4 different SIDs to draw, got 3"):
+        space(leading=(4,), distinct=True)
+    with pytest.raises(ValueError, match="at least 3 different SIDs to draw, got 2"):
+        TrieSpace(Trie.from_codes(CODES, SIZES).restrict(np.array([0, 3])), (3,), distinct=True)
+    with pytest.raises(ValueError, match="leading must not be"):
+        space(distinct=True)
+
+
+def test_a_million_items_are_arrays_like_ten() -> None:
+    rng = np.random.default_rng(0)
+    sids = np.stack(np.unravel_index(rng.permutation(2**24)[: 10**6], (256,) * 3), axis=1)
+    trie = Trie.from_codes(sids, (256,) * 3)
+    for uniform in ("items", "children"):
+        page = TrieSpace(trie, (5,), uniform, seed=0, distinct=True)
+        pages = batch_space(page, 64)
+        sample = pages.sample()
+        assert sample.shape == (64, 5, 3)
+        assert sample in pages
+        assert len(np.unique(sample.reshape(-1, 3), axis=0)) > 300
+        assert page.sample(mask=np.arange(10**6) < 5) in page
+    drawn = page.sample(probability=np.append(np.full(5, 0.2), np.zeros(10**6 - 5)))
+    np.testing.assert_array_equal(np.unique(drawn, axis=0), np.unique(sids[:5], axis=0))
+    missing = (sids[0] + np.array([0, 0, 1])) % 256
+    assert (missing in TrieSpace(trie)) == (sids == missing).all(axis=1).any()
+
+
+def test_copies_share_the_trie_and_not_the_generator() -> None:
+    one = space(leading=(2,), seed=5, distinct=True)
+    one.sample()
+    twin = copy.deepcopy(one)
+    assert twin.trie is one.trie
+    first = [one.sample().tolist() for _ in range(5)]
+    assert [twin.sample().tolist() for _ in range(5)] == first
+    assert [pickle.loads(pickle.dumps(space(leading=(2,), seed=5))).sample().tolist()] == [
+        space(leading=(2,), seed=5).sample().tolist()
+    ]
 
 
 def test_equal_seeds_draw_equally_and_equality_is_by_content() -> None:

@@ -1,11 +1,15 @@
 """The array trie against a trie of plain Python dicts."""
 
+import pickle
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidgym.sid import trie as trie_module
 from sidgym.sid.trie import Trie, pack_rows
 
 
@@ -71,6 +75,57 @@ def test_agrees_with_dict_trie(case: tuple[np.ndarray, tuple[int, ...], np.ndarr
         with pytest.raises(ValueError, match="no allowed item"):
             restricted.restrict(other)
     assert_same(trie, plain, sizes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables(), st.sampled_from([0, 1, 4, 10, 30]))
+def test_searching_and_looking_up_agree(
+    case: tuple[np.ndarray, tuple[int, ...], np.ndarray, np.ndarray], entries: int
+) -> None:
+    codes, sizes, some, _ = case
+    looked_up = Trie.from_codes(codes, sizes)
+    with mock.patch.object(trie_module, "DENSE_ENTRIES", entries):
+        searched = Trie.from_codes(codes, sizes)
+        assert_same(searched, DictTrie(codes, set(range(len(codes)))), sizes)
+        assert_same(searched.restrict(some), DictTrie(codes, set(some.tolist())), sizes)
+        # Every node there is and some that are not, with codes beyond both ends.
+        nodes = torch.arange(-2, searched.num_nodes).repeat_interleave(max(sizes) + 4)
+        along = torch.arange(-2, max(sizes) + 2).repeat(searched.num_nodes + 2)
+        assert torch.equal(searched.step(nodes, along), looked_up.step(nodes, along))
+        some_trie = looked_up.restrict(some)
+        assert torch.equal(searched.restrict(some).step(nodes, along), some_trie.step(nodes, along))
+
+
+def test_a_level_that_is_known_changes_nothing() -> None:
+    codes = np.stack(np.unravel_index(np.random.default_rng(0).permutation(4**4)[:60], (4,) * 4), axis=1)
+    for entries in (0, 4, 20, 2**25):
+        with mock.patch.object(trie_module, "DENSE_ENTRIES", entries):
+            trie = Trie.from_codes(codes, (4,) * 4)
+            for level in range(4):
+                nodes = torch.arange(int(trie.level_start[level]), int(trie.level_start[level + 1]))
+                nodes = torch.cat([nodes, torch.tensor([-1])])[:, None].expand(-1, 4)
+                along = torch.arange(4).expand_as(nodes)
+                expected = trie.step(nodes, along)
+                assert torch.equal(trie.step(nodes, along, level), expected)
+                assert torch.equal(expected >= 0, trie.children_mask(nodes[:, 0], level))
+
+
+def test_lookup_tables_are_shared_by_restrictions_and_not_stored() -> None:
+    trie = example()
+    assert len(pickle.dumps(trie)) == len(pickle.dumps(example()))
+    before = len(pickle.dumps(trie))
+    trie.leaf_of(torch.tensor([[0, 1, 2]]))
+    assert len(pickle.dumps(trie)) == before
+    part = trie.restrict(np.array([0]))
+    assert part._dense is trie._dense
+    assert part.leaf_of(torch.tensor([[0, 1, 2], [1, 0, 0]])).tolist() == [0, -1]
+    assert trie.to("cpu") is trie
+    assert pickle.loads(pickle.dumps(trie)).content_hash() == trie.content_hash()
+
+
+def test_codes_of_another_depth_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected 3 codes a row"):
+        example().leaf_of(torch.tensor([0, 1]))
 
 
 @settings(max_examples=40, deadline=None)
