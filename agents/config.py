@@ -58,12 +58,26 @@ class RlConfig:
     """Name in ADVANTAGES, or package.module:name."""
     rewards: tuple[RewardConfig, ...] = (RewardConfig("rule"), RewardConfig("rank"))
     """Terms of the reward; none at all leaves only the NLL on the targets."""
+    combine: str = "sum"
+    """sum adds the weighted terms before the advantage is taken; each takes every term's advantage and adds those."""
+    environment: str = "next_item"
+    """What a candidate is and how it is answered: next_item (an item, the log), page (a page of items, the log) or
+    session (a page of items, a simulated shopper; the return of the pages that follow counts)."""
+    page_size: int = 5
+    """Items S of a page, where a candidate is a page."""
+    discount: float = 0.9
+    """Factor on the reward of each page that follows, in sessions."""
+    horizon: int = 6
+    """Pages that are played out at most after a candidate page, in sessions."""
+    warm_pages: int = 3
+    """Pages of the logging recommender that a shopper has seen before a session starts."""
     group_size: int = 16
     """Candidates G a context."""
     engine: str = "torch"
     """What rolls candidates out: a name in ENGINES, or package.module:name."""
     mode: str = "beam"
-    """How candidates are drawn: beam or sample."""
+    """How candidates are drawn: beam, sample, stochastic_beam (distinct samples) or free (beam without the trie, for
+    the format reward); pages are always drawn without replacement."""
     normalise: str = "trie"
     """Policy normalised over trie children (trie) or the whole vocabulary (vocab)."""
     steps: int = 200
@@ -89,7 +103,8 @@ class RlConfig:
     """Steps between validations; the best checkpoint by validation is kept."""
     eval_users: int = 500
     select_by: str = "ndcg@10"
-    """Validation metric that picks the kept weights: reward, ndcg@10, or last (no selection)."""
+    """Validation metric that picks the kept weights: reward, ndcg@10, session_return (in sessions), or last (no
+    selection)."""
     checkpoint_every: int = 25
     """Steps between resumable checkpoints."""
     backend: str = "rllib"

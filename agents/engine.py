@@ -5,8 +5,10 @@ candidate token after it; a 4-D mask lets each token see the prompt and its own 
 is copied or reordered when beams fork. Left out: rewards, CUDA graphs, memory budgets and other engines.
 
 Modes. ``beam``: the G most probable SIDs found by beam search of width G, no length normalisation. ``sample``: G
-independent draws. ``free``: beam search over the whole vocabulary without the trie, to measure what the policy would
-emit if nothing held it (hallucinated SIDs).
+independent draws. ``stochastic_beam``: G draws without replacement, first drawn first (Kool, van Hoof and Welling 2019,
+"Stochastic Beams and Where to Find Them": beam search on Gumbel-perturbed log-probabilities). ``free``: beam search
+over the whole vocabulary without the trie, to measure what the policy would emit if nothing held it (hallucinated
+SIDs).
 """
 
 from collections.abc import Callable
@@ -29,7 +31,7 @@ from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts, concatenate_rollou
 from sidgym.sid.registry import resolve
 from sidgym.sid.trie import Trie
 
-MODES = ("beam", "sample", "free")
+MODES = ("beam", "sample", "stochastic_beam", "free")
 
 
 class Engine(Protocol):
@@ -38,7 +40,13 @@ class Engine(Protocol):
     version: int
 
     def rollout(
-        self, episodes: Episodes, group_size: int, mode: str = "beam", trie: Trie | None = None, seed: int = 0
+        self,
+        episodes: Episodes,
+        group_size: int,
+        mode: str = "beam",
+        trie: Trie | None = None,
+        seed: int = 0,
+        lanes: int = 1,
     ) -> Rollouts:
         """Groups of ``group_size`` candidates for each context, in the order of the contexts."""
 
@@ -58,30 +66,47 @@ class TorchEngine:
 
     @torch.no_grad()
     def rollout(
-        self, episodes: Episodes, group_size: int, mode: str = "beam", trie: Trie | None = None, seed: int = 0
+        self,
+        episodes: Episodes,
+        group_size: int,
+        mode: str = "beam",
+        trie: Trie | None = None,
+        seed: int = 0,
+        lanes: int = 1,
     ) -> Rollouts:
-        """Groups of candidates, best first (``sample``: in the order drawn).
+        """Groups of candidates, best first (``sample`` and ``stochastic_beam``: in the order drawn).
 
         ``trie`` restricts the SIDs of this call (``Trie.restrict``); the policy's own trie when None. ``seed`` and each
-        context's index give the draws of ``sample``. Slots beyond the number of SIDs are marked invalid. Raises
+        context's index give the draws. ``lanes`` draws that many independent groups a context by ``stochastic_beam``,
+        one after another on the second axis, (B, lanes * G). Slots beyond the number of SIDs are marked invalid. Raises
         ``ValueError`` for an unknown mode and ``FloatingPointError`` when the policy yields NaN.
         """
         if mode not in MODES:
             raise ValueError(f"unknown rollout mode {mode!r}; known: {', '.join(MODES)}")
         if group_size < 1:
             raise ValueError(f"group_size must be at least 1, got {group_size}")
+        if lanes < 1 or (lanes > 1 and mode != "stochastic_beam"):
+            raise ValueError(f"lanes must be at least 1, and 1 unless the mode is stochastic_beam; got {lanes}, {mode}")
         trie = self.policy.trie if trie is None else trie
         was_training = self.policy.training
         self.policy.eval()
         chunks = [
-            self._rollout_chunk(episodes.take(slice(start, start + self.chunk)).trimmed(), group_size, mode, trie, seed)
+            self._rollout_chunk(
+                episodes.take(slice(start, start + self.chunk)).trimmed(), group_size, mode, trie, seed, lanes
+            )
             for start in range(0, len(episodes), self.chunk)
         ]
         self.policy.train(was_training)
         return concatenate_rollouts(chunks)
 
-    def _rollout_chunk(self, episodes: Episodes, group_size: int, mode: str, trie: Trie, seed: int) -> Rollouts:
-        search = _TreeSearch(self.policy, episodes, group_size, mode, trie, self.normalise, seed)
+    def _rollout_chunk(
+        self, episodes: Episodes, group_size: int, mode: str, trie: Trie, seed: int, lanes: int
+    ) -> Rollouts:
+        search: _TreeSearch
+        if mode == "stochastic_beam":
+            search = _StochasticBeams(self.policy, episodes, group_size, trie, self.normalise, seed, lanes)
+        else:
+            search = _TreeSearch(self.policy, episodes, group_size, mode, trie, self.normalise, seed)
         tokens, logp, alive = search.run()
         codes = self.policy.tokens.codes_of(tokens)
         leaf = trie.leaf_of(codes)
@@ -97,6 +122,7 @@ class TorchEngine:
             mode=mode,
             normalise="vocab" if mode == "free" else self.normalise,
             weight_version=self.version,
+            tokens=tokens.cpu().numpy() if mode == "free" else None,
         )
 
 
@@ -126,14 +152,13 @@ class _TreeSearch:
             if level:
                 hidden = self._feed(level)
             self._extend(hidden, level)
-        missing = self.group - self.tokens.shape[1]
-        if missing > 0:
-            pad = torch.nn.functional.pad
-            self.tokens = pad(self.tokens, (0, 0, 0, missing))
-            self.logp = pad(self.logp, (0, 0, 0, missing))
-            self.score = pad(self.score, (0, missing), value=NEGATIVE_INFINITY)
         alive = self.score > NEGATIVE_INFINITY
-        return self.tokens, self.logp.masked_fill(~alive[..., None], 0.0), alive
+        tokens = self._fill(self.tokens)
+        return tokens, self._fill(self.logp.masked_fill(~alive[..., None], 0.0)), self._fill(alive[..., None])[..., 0]
+
+    def _fill(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, W, ...) padded with zeros to G where there are fewer SIDs than that."""
+        return torch.nn.functional.pad(values, (0, 0, 0, self.group - values.shape[1]))
 
     def _encode_prompt(self) -> torch.Tensor:
         hidden = self.policy.hidden(
@@ -170,13 +195,16 @@ class _TreeSearch:
             step = self.policy.level_logp(hidden, self.nodes, level, self.normalise, self.trie)
         if bool(torch.isnan(step).any()):
             raise FloatingPointError("the policy gave NaN log-probabilities; its weights or its input are broken")
-        if self.mode == "sample":
-            branch, choice, score = self._draw(step, level)
-        else:
-            total = self.score[..., None] + step
-            score, flat = total.flatten(1).topk(min(self.group, total[0].numel()), dim=1)
-            branch, choice = flat // step.shape[-1], flat % step.shape[-1]
+        branch, choice, score = self._choose(step, level)
         self._keep(branch, choice, score, step, level)
+
+    def _choose(self, step: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """From log-probabilities (B, W, K) of the next codes: branches, codes and total scores (B, W')."""
+        if self.mode == "sample":
+            return self._draw(step, level)
+        total = self.score[..., None] + step
+        score, flat = total.flatten(1).topk(min(self.group, total[0].numel()), dim=1)
+        return flat // step.shape[-1], flat % step.shape[-1], score
 
     def _draw(self, step: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Independent draws by the Gumbel trick, from the distribution over allowed codes."""
@@ -202,6 +230,58 @@ class _TreeSearch:
         self.logp = torch.cat([self.logp[rows, branch], step[rows, branch, choice][..., None]], dim=-1)
         self.slots = self.slots[rows, branch]
         self.score = score
+
+
+class _StochasticBeams(_TreeSearch):
+    """R independent searches a context, each of G distinct SIDs; the tree's branches are (R, W) flattened.
+
+    A branch carries the largest Gumbel-perturbed log-probability of the SIDs below it. Its children's are drawn anew
+    under the condition that the largest of them is their parent's, so the G largest at the leaves are those of a
+    perturbation of every SID: a sample without replacement, in the order in which it is drawn.
+    """
+
+    def __init__(
+        self, policy: Policy, episodes: Episodes, group: int, trie: Trie, normalise: str, seed: int, lanes: int
+    ):
+        super().__init__(policy, episodes, group, "stochastic_beam", trie, normalise, seed)
+        self.lanes = lanes
+        self.streams = [np.random.default_rng([seed, int(index), 2]) for index in episodes.index]
+        self.perturbed = self._noise(1)  # (B, R, W)
+
+    def _noise(self, *shape: int) -> torch.Tensor:
+        """Gumbel noise (B, R, ...), of each context's own stream."""
+        drawn = [stream.gumbel(size=(self.lanes, *shape)).astype(np.float32) for stream in self.streams]
+        return torch.from_numpy(np.stack(drawn)).to(self.ids.device)
+
+    def _choose(self, step: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        batch, _, codes = step.shape
+        width = self.perturbed.shape[-1]
+        shape = (batch, self.lanes, width, codes)
+        total = (self.score[..., None] + step).reshape(batch, -1, width, codes).expand(shape)
+        fresh = total + self._noise(width, codes)
+        below = _given_maximum(fresh, self.perturbed[..., None]).flatten(2)
+        count = min(self.group, below.shape[-1])
+        self.perturbed, flat = below.topk(count, dim=-1)  # (B, R, W')
+        lane = torch.arange(self.lanes, device=step.device)[:, None] * (width if level else 0)
+        branch = (lane + flat // codes).flatten(1)
+        score = total.flatten(2).gather(-1, flat).flatten(1)
+        return branch, (flat % codes).flatten(1), score
+
+    def _fill(self, values: torch.Tensor) -> torch.Tensor:
+        apart = values.unflatten(1, (self.lanes, -1))
+        return torch.nn.functional.pad(apart, (0, 0, 0, self.group - apart.shape[2])).flatten(1, 2)
+
+
+def _given_maximum(perturbed: torch.Tensor, maximum: torch.Tensor) -> torch.Tensor:
+    """Gumbel variables (..., K) moved monotonously so that their largest is ``maximum`` (..., 1); -inf stays.
+
+    ``-log(exp(-maximum) - exp(-largest) + exp(-perturbed))`` in the stable form of Kool et al. 2019, appendix B.3.
+    """
+    largest = perturbed.amax(-1, keepdim=True)
+    gap = torch.where(perturbed > NEGATIVE_INFINITY, perturbed - largest, NEGATIVE_INFINITY)
+    shift = maximum - torch.where(perturbed > NEGATIVE_INFINITY, perturbed, 0.0) + torch.log1p(-gap.exp())
+    moved = maximum - shift.clamp_min(0) - torch.log1p((-shift.abs()).exp())
+    return torch.where(perturbed > NEGATIVE_INFINITY, moved, NEGATIVE_INFINITY)
 
 
 def _gumbel(index: np.ndarray, seed: int, policy: Policy, group: int) -> list[torch.Tensor]:

@@ -15,6 +15,7 @@ from sidgym.agents.policy import Policy
 from sidgym.envs.config import EvalConfig
 from sidgym.envs.metrics import coverage, diversity, hallucination_rate, rank_metrics
 from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts, concatenate_rollouts
+from sidgym.envs.session_dynamics import Sessions, episodes_of
 from sidgym.sid.trie import Trie
 
 Progress = Callable[[int, int, str], None]
@@ -95,6 +96,17 @@ def judge_items(
     if preference is not None:
         per_user.update(preference_at_k(preference, episodes, items))
     return per_user, {"coverage@10": float(coverage(items, num_items, 10))}
+
+
+class PolicyPages:
+    """The policy's most probable items as the page: an agent for ``session_oracle.judge_sessions``."""
+
+    def __init__(self, policy: Policy, batch: int = 64):
+        self.engine = TorchEngine(policy, chunk=batch)
+
+    def choose(self, sessions: Sessions, rng: np.random.Generator) -> np.ndarray:
+        """Pages of distinct items (B, S), most probable first."""
+        return self.engine.rollout(episodes_of(sessions), sessions.shown.shape[1]).item
 
 
 def first_places(items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

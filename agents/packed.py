@@ -31,15 +31,18 @@ def packed_scores(
 ) -> list[PathScores]:
     """``packed_logp`` under each of several normalisations, from one pass.
 
-    Codes that leave the trie (or are -1) get log-probability 0 and entropy 0 from there on: mask them by validity.
+    ``"trie"`` and ``"vocab"`` as in ``Policy.level_logp``; codes that leave the trie (or are -1) get log-probability 0
+    and entropy 0 from there on: mask them by validity. ``"free"``, alone, takes vocabulary ids instead of codes, under
+    the softmax over the whole vocabulary.
     """
     batch, group, levels = codes.shape
     ids, mask = prompt_tensors(policy, history)
     codes = codes.to(policy.device)
-    nodes = policy.trie.path(codes)[..., :-1]  # (B, G, L) node before each code
+    free = tuple(normalisations) == ("free",)
+    nodes = torch.zeros_like(codes) if free else policy.trie.path(codes)[..., :-1]  # (B, G, L) node before each code
     fed = levels - 1
     # The last code of a SID is never read, so a SID of one level feeds nothing behind the prompt.
-    read = [policy.level_ids(level)[codes[..., level].clamp_min(0)] for level in range(fed)]
+    read = [codes[..., lv] if free else policy.level_ids(lv)[codes[..., lv].clamp_min(0)] for lv in range(fed)]
     tokens = torch.stack(read, dim=-1) if read else codes.new_zeros(batch, group, 0)
     length = mask.sum(-1)
     positions = (length[:, None, None] + torch.arange(fed, device=ids.device)).expand(batch, group, fed)
@@ -77,6 +80,8 @@ def _score(
     policy: Policy, hidden: torch.Tensor, nodes: torch.Tensor, codes: torch.Tensor, level: int, normalise: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy (B, G) of one level's codes."""
+    if normalise == "free":
+        return _score_free(policy, hidden, codes, level)
     # All candidates share the first level's distribution: it is computed once and read G times.
     shared = level == 0
     table = policy.level_logp(hidden[:, :1] if shared else hidden, nodes[:, :1] if shared else nodes, level, normalise)
@@ -86,3 +91,12 @@ def _score(
     entropy = -(finite.exp() * finite).masked_fill(table == float("-inf"), 0.0).sum(-1)
     inside = (nodes >= 0) & (codes[..., level] >= 0) & (logp > float("-inf"))
     return torch.where(inside, logp, 0.0), torch.where(inside, entropy.expand_as(logp), 0.0)
+
+
+def _score_free(
+    policy: Policy, hidden: torch.Tensor, tokens: torch.Tensor, level: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and entropy (B, G) of vocabulary ids."""
+    table = torch.log_softmax(policy.logits(hidden[:, :1] if level == 0 else hidden), dim=-1)
+    logp = table.expand(-1, tokens.shape[1], -1).gather(-1, tokens[..., level, None])[..., 0]
+    return logp, -(table.exp() * table).sum(-1).expand_as(logp)

@@ -6,6 +6,7 @@ The loop is the same for every backend; a backend is a ``Trainer``. ``TorchTrain
 
 import copy
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from sidgym.agents.audit import HackingMonitor, closing_warnings
 from sidgym.agents.checkpoint import load_policy, load_training, optimizer_tensors, restore_optimizer, save_training
 from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.agents.engine import make_engine
-from sidgym.agents.evaluate import legal_mass, rank_contexts
-from sidgym.agents.logging import MetricsLog
+from sidgym.agents.evaluate import PolicyPages, legal_mass, rank_contexts
+from sidgym.agents.logging import MetricsLog, read_metrics
 from sidgym.agents.policy import Policy
 from sidgym.agents.update import (
     GroupBatch,
@@ -32,10 +34,14 @@ from sidgym.agents.update import (
 )
 from sidgym.envs.metrics import rank_metrics
 from sidgym.envs.records import Episodes
-from sidgym.envs.rewards import RewardContext, RewardSum
+from sidgym.envs.rewards import RewardContext, RewardSum, required_fields
+from sidgym.envs.session_oracle import judge_sessions
 from sidgym.sid.table import SidTable
 
 Progress = Callable[[int, int, str], None]
+
+VALIDATION_SHOPPERS = 77_000
+"""Seed of the shoppers that sessions are validated with."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ class RlTask:
     config: RlConfig
     embeddings: str = ""  # (N, D) .npy, for rewards that compare items
     preference: str = ""  # directory of a fitted preference model
-    truth: str = ""  # directory of the simulator's truth, for the oracle's reward
+    truth: str = ""  # directory of the simulator's truth: its shoppers, and the oracle's reward
+    popularity: str = ""  # (N,) .npy, positive events of each item in the log that training may read
+    data: str = ""  # directory of the data set, for its catalogue
 
     def load_contexts(self) -> Episodes:
         """The RL contexts."""
@@ -60,8 +68,15 @@ class RlTask:
 
 
 def load_reward(task: RlTask, table: SidTable, terms: Sequence[RewardConfig]) -> RewardSum:
-    """The sum of ``terms`` over the models and arrays that ``task`` points to."""
-    preference = truth = None
+    """The sum of ``terms`` over the models and arrays that ``task`` points to.
+
+    The catalogue is read only for terms that say they need it, and for those of the user's own, which need not say.
+    """
+    preference = truth = catalogue = None
+    if task.data and any(":" in term.name or "catalogue" in required_fields(term) for term in terms):
+        from sidgym.envs.datasets import load_catalogue
+
+        catalogue = load_catalogue(task.data)
     if task.preference:
         from sidgym.envs.preference import LoggedPreference
 
@@ -75,8 +90,11 @@ def load_reward(task: RlTask, table: SidTable, terms: Sequence[RewardConfig]) ->
         embeddings=np.load(task.embeddings) if task.embeddings else None,
         preference=preference,
         truth=truth,
+        popularity=np.load(task.popularity) if task.popularity else None,
+        catalogue=catalogue,
     )
-    return RewardSum(terms, context, task.config.group_size)
+    config = task.config
+    return RewardSum(terms, context, config.group_size if config.environment == "next_item" else config.page_size)
 
 
 def save_episodes(path: Path, episodes: Episodes) -> None:
@@ -207,25 +225,27 @@ def train_rl(
     reward = load_reward(task, judge.table, config.rewards)
     trainer = make_trainer(task)
     try:
-        start, best = _resume(trainer, directory)
+        start, best, monitor = _resume(trainer, directory)
         with log(start or None) as metrics:
             if start == 0:
-                best = _judge(trainer, judge, valid, reward, config, 0, {"value": None}, directory, metrics)
-                _checkpoint(trainer, directory, 0, best)
+                best = _judge(trainer, judge, valid, reward, config, 0, best, monitor, directory, metrics)
+                _checkpoint(trainer, directory, 0, best, monitor)
             for number in range(start, config.steps):
                 figures = trainer.step(number)
                 done = number + 1
                 metrics.log(figures, done)
                 if done % config.eval_every == 0 or done == config.steps:
-                    best = _judge(trainer, judge, valid, reward, config, done, best, directory, metrics)
+                    best = _judge(trainer, judge, valid, reward, config, done, best, monitor, directory, metrics)
                 if done % config.checkpoint_every == 0 or done == config.steps:
-                    _checkpoint(trainer, directory, done, best)
+                    _checkpoint(trainer, directory, done, best, monitor)
                 if on_progress:
                     on_progress(
                         done,
                         config.steps,
                         f"reward {round(figures['reward'], 3) + 0.0:.3f}, hits {figures['rollout/hit']:.2f}",
                     )
+        for warning in closing_warnings(read_metrics(metrics.path)):
+            warn(warning)
         kept = trainer.weights() if config.select_by == "last" else load_training(_best(directory, best))[0]
     finally:
         trainer.close()
@@ -233,16 +253,36 @@ def train_rl(
     return judge.eval()
 
 
-def validate(policy: Policy, valid: Episodes, reward: RewardSum, config: RlConfig) -> dict[str, float]:
-    """HR@10, NDCG@10, the mean reward of the top 10 (beam of at least 10) and the legal mass on validation contexts."""
+def validate(
+    policy: Policy, valid: Episodes, reward: RewardSum, config: RlConfig
+) -> tuple[dict[str, float], np.ndarray]:
+    """Figures on the validation contexts, and the NDCG@10 (B,) of each.
+
+    The figures are HR@10, NDCG@10, legal mass, and the mean reward of the top 10 (beam of at least 10), in all and by
+    term, unweighted. Where sessions are trained for, ``eval/session_return`` is the discounted return of whole sessions
+    with shoppers of their own, whom the policy shows its most probable items.
+    """
     contexts = valid.take(slice(0, config.eval_users or None))
     ranked = rank_contexts(policy, contexts, beam=max(10, config.group_size))
-    figures = {f"eval/{k}": float(v.mean()) for k, v in rank_metrics(ranked.items, contexts.target, (10,)).items()}
+    metrics = rank_metrics(ranked.items, contexts.target, (10,))
+    figures = {f"eval/{name}": float(values.mean()) for name, values in metrics.items()}
     figures["trie/legal_mass"] = float(legal_mass(policy, contexts.take(slice(0, 256))).mean())
     if config.rewards:
-        total, _ = reward(contexts, ranked)
-        figures["eval/reward"] = float(total[:, :10].mean())
-    return figures
+        scores = reward.score(contexts, ranked)
+        figures["eval/reward"] = float(scores.total[:, :10].mean())
+        figures |= {f"eval/rewards/{name}": float(part[:, :10].mean()) for name, part in scores.parts.items()}
+    if config.environment == "session":
+        figures["eval/session_return"] = session_return(policy, contexts, reward, config)
+    return figures, metrics["ndcg@10"]
+
+
+def session_return(policy: Policy, contexts: Episodes, reward: RewardSum, config: RlConfig) -> float:
+    """Mean discounted return of the policy with as many new shoppers as there are ``contexts``, the same every time."""
+    world = reward.context.require("truth", "rl.environment = 'session'").world
+    users, history = np.arange(len(contexts)), contexts.history.shape[1]
+    sizes = {"page_size": config.page_size, "history": history, "warm_pages": config.warm_pages}
+    rest = {"discount": config.discount, "seed": VALIDATION_SHOPPERS, "reward": reward, "table": policy.table}
+    return float(judge_sessions(world, PolicyPages(policy), users, **sizes, **rest)["discounted"].mean())
 
 
 def _judge(
@@ -253,13 +293,21 @@ def _judge(
     config: RlConfig,
     step: int,
     best: dict[str, Any],
+    monitor: HackingMonitor,
     directory: Path,
     metrics: MetricsLog,
 ) -> dict[str, Any]:
-    """Validates the current weights; keeps them as the best if they are. Returns what is known of the best."""
+    """Validates the current weights; keeps them as the best if they are. Returns what is known of the best.
+
+    Says so when the monitor finds the reward gamed.
+    """
     weights = trainer.weights()
     judge.model.load_state_dict(weights, strict=False)
-    figures = validate(judge, valid, reward, config)
+    figures, ndcg = validate(judge, valid, reward, config)
+    if config.rewards:
+        if warning := monitor.observe(step, figures["eval/reward"], ndcg):
+            warn(warning)
+        figures |= monitor.figures()
     metrics.log(figures, step)
     if config.select_by == "last":
         return best
@@ -279,11 +327,16 @@ def _best(directory: Path, best: dict[str, Any]) -> Path:
     return directory / f"best-{best['step']:06d}"
 
 
-def _checkpoint(trainer: Trainer, directory: Path, step: int, best: dict[str, Any]) -> None:
+def warn(text: str) -> None:
+    """One line for whoever watches the run; the same stands in its log and report."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _checkpoint(trainer: Trainer, directory: Path, step: int, best: dict[str, Any], monitor: HackingMonitor) -> None:
     """Writes checkpoint ``step``, then removes what it supersedes: a kill at any point leaves a usable one."""
     weights = {f"model/{name}": value for name, value in trainer.weights().items()}
     state = {f"optimizer/{name}": value for name, value in trainer.state().items()}
-    position = {"step": step, "updates": trainer.updates, "best": best}
+    position = {"step": step, "updates": trainer.updates, "best": best, "audit": monitor.state()}
     save_training(directory / f"checkpoint-{step:06d}", {**weights, **state}, position)
     for old in checkpoints(directory)[:-1]:
         shutil.rmtree(old)
@@ -298,15 +351,15 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(path for path in found if (path / "training.json").is_file())
 
 
-def _resume(trainer: Trainer, directory: Path) -> tuple[int, dict[str, Any]]:
-    """Puts the trainer where the newest checkpoint stands: the number of iterations done, and the best so far."""
+def _resume(trainer: Trainer, directory: Path) -> tuple[int, dict[str, Any], HackingMonitor]:
+    """Puts the trainer where the newest checkpoint stands: iterations done, the best so far, what the audit knows."""
     found = checkpoints(directory)
     if not found:
-        return 0, {"value": None}
+        return 0, {"value": None}, HackingMonitor()
     tensors, position = load_training(found[-1])
     pick = {
         kind: {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
         for kind in ("model/", "optimizer/")
     }
     trainer.restore(pick["model/"], pick["optimizer/"], position["updates"])
-    return int(position["step"]), position["best"]
+    return int(position["step"]), position["best"], HackingMonitor.restored(position.get("audit"))

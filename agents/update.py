@@ -1,26 +1,28 @@
 """One rollout and one update: the two Ray-free functions that every trainer is a thin caller of.
 
 ``rollout_groups`` turns contexts into a ``GroupBatch`` (one row is one group, so that sharding and minibatching never
-split a group); ``group_loss`` turns a batch into a loss. Left out: loops, checkpoints, logging.
+split a group); ``group_loss`` turns a batch into a loss. Left out: what a candidate is and earns (``candidates``),
+loops, checkpoints, logging.
+
+Symbols: B contexts, G candidates, L levels; W codes of a candidate, L of an item or S * L of a page of S items.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 
+from sidgym.agents.candidates import ANSWERS, Candidates, page_logp
 from sidgym.agents.config import RlConfig
 from sidgym.agents.engine import Engine
 from sidgym.agents.objectives import ADVANTAGES, OBJECTIVES, LossInputs, ObjectiveSpec
 from sidgym.agents.packed import packed_logp
 from sidgym.agents.policy import Policy
 from sidgym.envs.records import PAD_ITEM, Episodes
+from sidgym.envs.rewards import RewardSum
 from sidgym.sid.registry import resolve
-
-Reward = Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]
-"""``(Episodes, Rollouts) -> (total (B, G), {name: (B, G)})``."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class GroupBatch:
 
     history: np.ndarray  # (B, T) int64, PAD_ITEM on the left
     targets: np.ndarray  # (B, M) int64, PAD_ITEM on the right
-    codes: np.ndarray  # (B, G, L) int64
+    codes: np.ndarray  # (B, G, W) int64; vocabulary ids in mode "free"
     valid: np.ndarray  # (B, G) bool
-    old_logp: np.ndarray  # (B, G, L) float32
+    old_logp: np.ndarray  # (B, G, W) float32
     advantage: np.ndarray  # (B, G) float32
 
     def __len__(self) -> int:
@@ -46,7 +48,7 @@ Groups = tuple[GroupBatch, dict[str, np.ndarray]]
 """Groups and statistics (B,) of each context."""
 
 
-def rollout_groups(episodes: Episodes, engine: Engine, reward: Reward, config: RlConfig, seed: int) -> Groups:
+def rollout_groups(episodes: Episodes, engine: Engine, reward: RewardSum, config: RlConfig, seed: int) -> Groups:
     """Rolls out a group for each context, scores it and computes its advantages.
 
     Rollout and reward see ``config.chunk`` contexts at a time, because the shape of a batch can change the last bit of
@@ -59,34 +61,52 @@ def rollout_groups(episodes: Episodes, engine: Engine, reward: Reward, config: R
 
 
 def concatenate_groups(parts: Sequence[Groups]) -> Groups:
-    """Chunks one after another."""
+    """Chunks one after another; a statistic that a chunk lacks (a reward may name its own) counts as 0 there."""
     arrays = {f.name: np.concatenate([getattr(groups, f.name) for groups, _ in parts]) for f in fields(GroupBatch)}
-    figures = {name: np.concatenate([stats[name] for _, stats in parts]) for name in parts[0][1]}
+    names = dict.fromkeys(name for _, stats in parts for name in stats)
+    figures = {name: np.concatenate([stats.get(name, np.zeros(len(g))) for g, stats in parts]) for name in names}
     return GroupBatch(**arrays), figures
 
 
-def _rollout_chunk(episodes: Episodes, engine: Engine, reward: Reward, config: RlConfig, seed: int) -> Groups:
-    rollouts = engine.rollout(episodes, config.group_size, config.mode, seed=seed)
-    total, parts = reward(episodes, rollouts)
-    valid = torch.from_numpy(rollouts.valid)
-    estimator = resolve("advantage", config.advantage, ADVANTAGES)
-    advantage = estimator(torch.from_numpy(total.astype(np.float32)), valid)
-    if not bool(torch.isfinite(advantage).all()):
-        raise FloatingPointError("advantages are not finite; check the rewards")
-    batch = GroupBatch(
-        episodes.history, episodes.targets, rollouts.codes, rollouts.valid, rollouts.logp, advantage.numpy()
-    )
-    counts = np.maximum(rollouts.valid.sum(1), 1)
+def _rollout_chunk(episodes: Episodes, engine: Engine, reward: RewardSum, config: RlConfig, seed: int) -> Groups:
+    if config.environment not in ANSWERS:
+        raise ValueError(f"unknown rl.environment {config.environment!r}; known: {', '.join(ANSWERS)}")
+    found = ANSWERS[config.environment](episodes, engine, reward, config, seed)
+    advantage = advantages(found, reward.weights, config)
+    contexts = found.contexts
+    batch = GroupBatch(contexts.history, contexts.targets, found.codes, found.valid, found.logp, advantage)
+    counts = np.maximum(found.valid.sum(1), 1)
     stats = {
-        "reward": total.sum(1) / counts,
-        "reward_std": _masked_std(total, rollouts.valid),
-        "frac_reward_zero_std": (advantage.abs().amax(1) == 0).numpy().astype(np.float64),
-        "rollout/unique_items": _unique(rollouts.item),
-        "rollout/hit": (rollouts.items == episodes.target[:, None, None]).any((1, 2)).astype(np.float64),
-        "rollout/valid": rollouts.valid.mean(1),
+        "reward": (found.total * found.valid).sum(1) / counts,
+        "reward_std": _masked_std(found.total, found.valid),
+        "frac_reward_zero_std": (np.abs(advantage).max(1) == 0).astype(np.float64),
+        **found.figures,
     }
-    stats.update({f"rewards/{name}/mean": part.sum(1) / counts for name, part in parts.items()})
     return batch, stats
+
+
+def advantages(found: Candidates, weights: dict[str, float], config: RlConfig) -> np.ndarray:
+    """Advantages (B, G) float32 of scored candidates; finite, or ``FloatingPointError``.
+
+    ``config.combine = "sum"`` takes the advantage of the weighted sum of the terms. ``"each"`` takes every term's own
+    and adds those with the weights, so that a term of small spread is not drowned by one of large spread (GDPO, without
+    its last normalisation over the batch, which would make a context's advantage depend on its neighbours).
+    """
+    estimator = resolve("advantage", config.advantage, ADVANTAGES)
+    valid = torch.from_numpy(found.valid)
+    if config.combine == "sum":
+        parts = {"": found.total}
+        weights = {"": 1.0}
+    elif config.combine == "each":
+        parts = found.terms
+    else:
+        raise ValueError(f"unknown rl.combine {config.combine!r}; known: sum, each")
+    total = torch.zeros(found.total.shape)
+    for name, part in parts.items():
+        total = total + weights[name] * estimator(torch.from_numpy(np.asarray(part, dtype=np.float32)), valid)
+    if not bool(torch.isfinite(total).all()):
+        raise FloatingPointError("advantages are not finite; check the rewards")
+    return total.numpy()
 
 
 def group_loss(
@@ -94,25 +114,28 @@ def group_loss(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The configured objective on a batch of groups: scalar loss and metrics.
 
-    Targets ride along as further candidates of the same packed pass when their log-likelihood is asked for.
+    Targets ride along as further candidates of the same packed pass when their log-likelihood is asked for. The items
+    of a page do, too, and become one candidate again behind it.
     """
     width = int((batch.history != PAD_ITEM).any(0).sum()) or 1
     history = batch.history[:, -width:]
-    codes = torch.from_numpy(batch.codes)
+    groups = torch.from_numpy(batch.codes)
+    codes = groups.reshape(len(batch), -1, policy.levels)
     group = codes.shape[1]
+    normalise = "free" if config.mode == "free" else config.normalise
     target_valid = torch.from_numpy(batch.targets != PAD_ITEM)
     with_targets = config.nll_weight > 0
     if with_targets:
-        table = torch.from_numpy(policy.table.codes)
+        table = torch.from_numpy(policy.tokens.item_tokens if normalise == "free" else policy.table.codes)
         codes = torch.cat([codes, table[torch.from_numpy(batch.targets).clamp_min(0)]], dim=1)
-    scores = packed_logp(policy, history, codes, config.normalise)
+    scores = packed_logp(policy, history, codes, normalise)
     valid = torch.from_numpy(batch.valid).to(policy.device)
     ref_logp = None
     if reference is not None:
         with torch.no_grad():
-            ref_logp = packed_logp(reference, history, codes[:, :group], config.normalise).logp
+            ref_logp = _by_candidate(packed_logp(reference, history, codes[:, :group], normalise).logp, groups)
     inputs = LossInputs(
-        logp=scores.logp[:, :group],
+        logp=_by_candidate(scores.logp[:, :group], groups),
         old_logp=torch.from_numpy(batch.old_logp).to(policy.device),
         advantage=torch.from_numpy(batch.advantage).to(policy.device),
         valid=valid,
@@ -124,11 +147,19 @@ def group_loss(
     loss, metrics = _checked(
         config.objective, objective(inputs, ObjectiveSpec(config.clip, config.kl_weight, config.nll_weight))
     )
-    entropy = scores.entropy[:, :group].detach()
+    entropy = scores.entropy[:, :group].detach().reshape(groups.shape)
     metrics["entropy"] = float(entropy.masked_fill(~valid[..., None], 0.0).sum() / valid.sum().clamp_min(1))
-    drift = (scores.logp[:, :group].detach() - inputs.old_logp).masked_fill(~valid[..., None], 0.0).abs()
+    drift = (inputs.logp.detach() - inputs.old_logp).masked_fill(~valid[..., None], 0.0).abs()
     metrics["sampling/logp_difference_max"] = float(drift.max())
     return loss, metrics
+
+
+def _by_candidate(logp: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of items (B, G * S, L) as those of candidates (B, G, W); an item's own are left as they are."""
+    levels = logp.shape[-1]
+    if groups.shape[-1] == levels:
+        return logp
+    return page_logp(logp.unflatten(1, (groups.shape[1], groups.shape[-1] // levels)))
 
 
 def learning_rate(config: RlConfig, update: int) -> float:
@@ -196,11 +227,3 @@ def _masked_std(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     count = np.maximum(valid.sum(1), 1)
     mean = (values * valid).sum(1) / count
     return np.sqrt((((values - mean[:, None]) ** 2) * valid).sum(1) / count)
-
-
-def _unique(items: np.ndarray) -> np.ndarray:
-    """Distinct valid items of each group (B,)."""
-    ordered = np.sort(items, axis=1)
-    fresh = np.ones_like(ordered, dtype=bool)
-    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    return (fresh & (ordered != PAD_ITEM)).sum(1).astype(np.float64)

@@ -144,7 +144,7 @@ def test_nan_never_ranks():
 
 
 def test_unknown_mode_names_the_known_ones():
-    with pytest.raises(ValueError, match="beam, sample, free"):
+    with pytest.raises(ValueError, match="beam, sample, stochastic_beam, free"):
         TorchEngine(toy_policy(toy_table())).rollout(toy_episodes(1, 30), 2, mode="bean")
 
 

@@ -1,5 +1,6 @@
 """The RL loop in plain torch: it finds a known optimum, repeats itself, and resumes as if never stopped."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -7,11 +8,14 @@ import pytest
 import torch
 from toy import toy_episodes, toy_policy, toy_table
 
+from sidgym.agents import rl
+from sidgym.agents.audit import FIRED, STREAK
 from sidgym.agents.checkpoint import save_policy
 from sidgym.agents.config import LogConfig, RewardConfig, RlConfig
 from sidgym.agents.engine import TorchEngine
 from sidgym.agents.logging import MetricsLog, read_metrics
 from sidgym.agents.rl import RlTask, checkpoints, save_episodes, train_rl
+from sidgym.agents.rllib_parts import ChunkSampler, RolloutError
 
 CONFIG = RlConfig(
     backend="torch",
@@ -34,6 +38,15 @@ CONFIG = RlConfig(
 def favourite(episodes, rollouts):
     """A reward of the tests: item 7 is best for everyone."""
     return (rollouts.items == 7).any(-1).astype(np.float32)
+
+
+def broken(episodes, rollouts, *, how="raise"):
+    """A reward of the tests that fails."""
+    values = np.zeros(rollouts.valid.shape)
+    if how == "raise":
+        raise KeyError("the reward's own words")
+    values[-1, 1] = np.nan
+    return values
 
 
 def make_task(folder, config=CONFIG, seed=0):
@@ -126,6 +139,55 @@ def test_half_a_line_in_the_log_is_dropped_on_resume(tmp_path):
     with MetricsLog(tmp_path, LogConfig(wandb="disabled"), "x", resume_from=2) as log:
         log.log({"reward": float("nan")}, 3)
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "reward": 0.5}, {"step": 3, "reward": None}]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raise", r"(?s)in broken.*KeyError.*reward 'test_rl:broken': raised KeyError: .the reward's own words"),
+        ("nan", r"reward 'test_rl:broken': nan at row 3, candidate 1.*\n.*at context \d+ .*user \d+.*\n.*codes \["),
+    ],
+)
+def test_a_broken_reward_in_a_remote_worker_comes_back_in_its_own_words(tmp_path, how, said):
+    config = replace(CONFIG, rewards=(RewardConfig("test_rl:broken", args={"how": how}),))
+    sampler = ChunkSampler(make_task(tmp_path, config))
+    reply = pickle.loads(pickle.dumps(sampler.sample_remotely({0: np.arange(4)}, seed=0, version=0, worker=1)))
+    assert reply.groups == {}, "nothing of it is trained on"
+    with pytest.raises(RolloutError, match=said):
+        reply.check()
+
+
+def test_the_loop_logs_each_term_and_warns_once_also_across_a_resumption(tmp_path, monkeypatch, capfd):
+    config = replace(CONFIG, steps=6, eval_every=1, checkpoint_every=1)
+    planned = [(0.1 * k, 0.9 - 0.1 * k) for k in range(7)]
+    real = rl.validate
+
+    def validate(policy, valid, reward, settings):
+        figures, ndcg = real(policy, valid, reward, settings)
+        assert {"eval/reward", "eval/rewards/rule", "eval/rewards/rank"} <= figures.keys()
+        assert ndcg.mean() == figures["eval/ndcg@10"]
+        figures["eval/reward"], mean = planned.pop(0)
+        return figures, np.full(len(ndcg), mean)
+
+    def kill(done, total, text):
+        if done == 2:
+            raise Killed
+
+    monkeypatch.setattr(rl, "validate", validate)
+    task = make_task(tmp_path, config)
+    with pytest.raises(Killed):
+        run(task, tmp_path, on_progress=kill)
+    assert "reward hacking" not in capfd.readouterr().err, "two evaluations are not enough"
+    run(task, tmp_path)
+    assert capfd.readouterr().err.count("reward hacking") == 1
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row[STREAK] for row in rows if STREAK in row] == list(range(7))
+    assert [row["step"] for row in rows if row.get(FIRED)] == [3, 4, 5, 6]
+
+
+def test_an_arm_without_a_reward_has_no_audit(tmp_path):
+    run(make_task(tmp_path, replace(CONFIG, rewards=(), objective="nll", steps=1)), tmp_path)
+    assert not [key for row in read_metrics(tmp_path / "metrics.jsonl") for key in row if key.startswith("audit/")]
 
 
 def test_unknown_choices_name_the_known_ones(tmp_path):

@@ -65,3 +65,14 @@ def naive_logp(policy: Policy, history: np.ndarray, codes: np.ndarray, normalise
         bottom = row[ids].logsumexp(0) if normalise == "trie" else row.logsumexp(0)
         out.append(row[policy.tokenizer.convert_tokens_to_ids(names[level][int(code)])] - bottom)
     return torch.stack(out)
+
+
+def trl_length(prompts, completions, **columns):
+    """A reward as TRL calls it: longer histories and even completions are better."""
+    return [0.01 * len(prompt) + len(set(completion)) for prompt, completion in zip(prompts, completions)]
+
+
+def verl_match(data_source, solution_str, ground_truth, extra_info=None):
+    """A reward as verl calls it: characters in common from the start."""
+    same = next((n for n, (a, b) in enumerate(zip(solution_str, ground_truth)) if a != b), len(ground_truth))
+    return {"score": same / len(ground_truth), "exact": float(solution_str == ground_truth)}
