@@ -80,12 +80,14 @@ def prepare_process(threads: int) -> None:
 
 
 def build_data(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
-    """The data set and its splits."""
+    """The data set, its splits, and how popular each item is in the part of the log that training may read."""
     dataset = load_dataset(config.data, config.seed)
     splits = split(dataset, config.data, config.seed)
     dataset.save(work)
     save_splits(splits, work)
     save_episodes(work / "rl_contexts.npz", splits.rl)
+    seen = training_log(dataset.interactions, splits).positives()
+    np.save(work / "popularity.npy", np.bincount(seen.item, minlength=len(dataset.catalogue)))
 
 
 def build_sid(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
@@ -154,6 +156,12 @@ def rl_task(config: RunConfig, rl: RlConfig, seed: int) -> RlTask:
     def existing(path: Path) -> str:
         return str(path) if path.exists() else ""
 
+    truth = existing(root / "data" / "truth")
+    if rl.environment == "session" and not truth:
+        raise ValueError(
+            f"rl.environment = 'session' needs shoppers that answer, and {root / 'data'} holds no simulated ones; use "
+            "data.name = 'simulator', or the environments 'page' or 'next_item'"
+        )
     return RlTask(
         policy=str(root / "sft"),
         contexts=str(root / "data" / "rl_contexts.npz"),
@@ -161,7 +169,9 @@ def rl_task(config: RunConfig, rl: RlConfig, seed: int) -> RlTask:
         config=rl,
         embeddings=existing(root / "sid" / "embeddings.npy"),
         preference=existing(root / "preference" / "model") if config.preference.enabled else "",
-        truth=existing(root / "data" / "truth"),
+        truth=truth,
+        popularity=existing(root / "data" / "popularity.npy"),
+        data=str(root / "data"),
     )
 
 

@@ -29,7 +29,8 @@ STAGE_COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 2 and one message on bad input; a traceback means a fault of the program."""
+    """Entry point. Exits with 2 and one message on bad input; with 1 and a traceback on a fault of the program or of a
+    reward, objective or other piece that the user brought."""
     # A user's own reward lies in the folder that the command is given in; workers must find it as well.
     sys.path.insert(0, os.getcwd())
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if is_user_error(error) or isinstance(error, JobError):
             print(f"sidgym: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            raise SystemExit(1 if isinstance(error, JobError) and not error.users_matter else 2) from None
         raise
 
 
@@ -68,7 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGE_COMMANDS.items():
         described = f"{text.capitalize()}. Every setting is an option too: sidgym {name} CONFIG --help lists them."
-        sub = commands.add_parser(name, help=text, description=described, add_help=False)
+        # Without abbreviations: --seed is a setting, not a short --seeds.
+        sub = commands.add_parser(name, help=text, description=described, add_help=False, allow_abbrev=False)
         sub.set_defaults(show_help=sub.print_help)
         sub.add_argument("config", type=Path, nargs="?", help="TOML file, or the name of a shipped one such as demo")
         sub.add_argument("--print-config", action="store_true", help="print every setting that would be used, and stop")

@@ -177,6 +177,10 @@ class _Options:
         tyro.conf.arg(metavar="[FLOAT ...]", help_behavior_hint="(default: as configured, 1 for new terms)"),
     ] = None
     """Weights of the terms, in their order."""
+    reward_args: Annotated[
+        tuple[str, ...] | None, tyro.conf.arg(metavar="[JSON ...]", help_behavior_hint="(default: as configured)")
+    ] = None
+    """Arguments of the terms, in their order: a JSON object each, such as '{"groups": "all"}', or '{}' for none."""
 
 
 _DESCRIPTION = (
@@ -189,14 +193,20 @@ def _apply_options(config: RunConfig, options: Sequence[str], prog: str) -> RunC
     if not options:
         return config
     parsed = tyro.cli(_Options, default=_Options(config), args=list(options), prog=prog, description=_DESCRIPTION)
-    return replace(parsed.config, rl=apply_reward_flags(parsed.config.rl, parsed.rewards, parsed.reward_weights))
+    flags = (parsed.rewards, parsed.reward_weights, parsed.reward_args)
+    return replace(parsed.config, rl=apply_reward_flags(parsed.config.rl, *flags))
 
 
-def apply_reward_flags(rl: RlConfig, names: Sequence[str] | None, weights: Sequence[float] | None) -> RlConfig:
-    """``rl`` with the reward terms ``names`` and their ``weights``; None leaves that side as configured.
+def apply_reward_flags(
+    rl: RlConfig,
+    names: Sequence[str] | None,
+    weights: Sequence[float] | None,
+    arguments: Sequence[str] | None = None,
+) -> RlConfig:
+    """``rl`` with the reward terms ``names``, their ``weights`` and ``arguments`` (JSON objects, one a term).
 
-    A term that is configured already keeps its arguments, and its weight unless weights are given; a new one weighs 1.
-    Raises ``ConfigError`` if the two lengths differ.
+    None leaves that side as configured: a term that is configured already keeps its weight and its arguments, a new
+    one weighs 1 and has none. Raises ``ConfigError`` if the lengths differ, or for arguments that are no JSON object.
     """
     configured = {term.name: term for term in reversed(rl.rewards)}
     terms = rl.rewards if names is None else tuple(configured.get(name, RewardConfig(name)) for name in names)
@@ -207,7 +217,31 @@ def apply_reward_flags(rl: RlConfig, names: Sequence[str] | None, weights: Seque
                 f"--reward-weights: expected {len(terms)} weights, one for each term ({listed}), got {len(weights)}"
             )
         terms = tuple(replace(term, weight=float(weight)) for term, weight in zip(terms, weights))
+    if arguments is not None:
+        if len(arguments) != len(terms):
+            listed = " ".join(term.name for term in terms) or "none"
+            raise ConfigError(
+                f"--reward-args: expected {len(terms)} JSON objects, one for each term ({listed}; '{{}}' for no "
+                f"arguments), got {len(arguments)}"
+            )
+        terms = tuple(replace(term, args=_json_object(text, term.name)) for term, text in zip(terms, arguments))
     return replace(rl, rewards=terms)
+
+
+def _json_object(text: str, name: str) -> dict[str, Any]:
+    """The arguments of reward ``name`` as they were given on the command line."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"--reward-args: expected a JSON object for reward {name!r}, such as '{{\"tau\": 0.1}}'; got {text!r}: "
+            f"{error}"
+        ) from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"--reward-args: expected a JSON object for reward {name!r}, got {_describe(value)}")
+    for key, item in value.items():
+        _check_plain(item, f"{name}.{key}", "--reward-args")
+    return value
 
 
 def _split_arm_options(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -21,7 +21,7 @@ from sidgym.agents.sft import sft_loss, windows
 from sidgym.agents.update import group_loss, rollout_groups
 from sidgym.envs.datasets import load_dataset
 from sidgym.envs.records import Episodes, Rollouts, Splits
-from sidgym.envs.rewards import RewardSum
+from sidgym.envs.rewards import RewardContext, RewardSum
 from sidgym.envs.splits import split
 from sidgym.launch.builders import prepare_process
 from sidgym.launch.schema import RunConfig, arms_of
@@ -59,7 +59,7 @@ def estimate(config: RunConfig) -> tuple[list[Cost], Policy, Splits]:
         steps = -(-len(rows) // config.sft.batch) * config.sft.epochs
         costs.append(Cost(name, step * steps, f"at most {steps} steps of {step * 1e3:.0f} ms"))
     for name, rl in arms_of(config).items():
-        step = _rl_seconds(policy, splits.rl, rl)
+        step = _rl_seconds(policy, splits.rl, rl, RewardContext(table=table, truth=dataset.truth))
         costs.append(
             Cost(name, step * rl.steps, f"{rl.steps} iterations of {step * 1e3:.0f} ms, reward models not counted")
         )
@@ -77,11 +77,12 @@ def _sft_step(policy: Policy, rows: np.ndarray) -> None:
     sft_loss(policy, rows)[0].backward()
 
 
-def _rl_seconds(policy: Policy, contexts: Episodes, rl: RlConfig) -> float:
+def _rl_seconds(policy: Policy, contexts: Episodes, rl: RlConfig, known: RewardContext) -> float:
     """One iteration with a reward that costs nothing."""
     episodes = contexts.take(np.arange(rl.contexts_per_step) % len(contexts))
     engine = TorchEngine(policy, rl.chunk, rl.normalise)
-    free = RewardSum.of(_position, rl.group_size)
+    free = RewardSum((), known, rl.group_size)
+    free.add("position", _position, 1.0)
 
     def iteration() -> None:
         batch, _ = rollout_groups(episodes, engine, free, rl, 0)

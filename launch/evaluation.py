@@ -16,7 +16,7 @@ from sidgym.benchmarks.baselines.cooccurrence import LastItemCooccurrence
 from sidgym.benchmarks.baselines.popularity import Popularity
 from sidgym.benchmarks.summary import SystemResult, summarise, write_summary
 from sidgym.envs.datasets import DataSet
-from sidgym.envs.records import PAD_ITEM, Episodes
+from sidgym.envs.records import PAD_ITEM, SHOWN, Episodes
 from sidgym.envs.splits import load_splits
 from sidgym.launch import builders
 from sidgym.launch.schema import RunConfig, arms_of
@@ -53,13 +53,21 @@ def build_evaluation(config: RunConfig, work: Path, on_progress: Any, name: str)
     if system == "sft" and config.preference.enabled:
         task = builders.rl_task(config, config.rl, config.seed)
         reward = task.load_reward(policy.table)
-        # The reranker must not see the answer: without targets the reward's anchor has nothing to hold on to.
-        blind = replace(episodes, targets=np.full_like(episodes.targets, PAD_ITEM))
+        blind = without_answer(episodes)
         starts = range(0, len(blind), config.eval.batch)
         rows = [slice(start, start + config.eval.batch) for start in starts]
         best = rerank(ranked, np.concatenate([reward(blind.take(r), ranked.take(r))[0] for r in rows]))
         result = judge_items(best.items, episodes, config.eval, preference, policy.table.num_items)
         save_system(work / "sft_reranked", SystemResult("sft_reranked", *result), best.items)
+
+
+def without_answer(episodes: Episodes) -> Episodes:
+    """What a reranker may see: no targets, so that the reward's anchor has nothing to hold on to, and no page."""
+    empty: dict[str, Any] = {"targets": np.full_like(episodes.targets, PAD_ITEM)}
+    for name, value in (("page", PAD_ITEM), ("feedback", SHOWN), ("play_time", 0)):
+        if getattr(episodes, name) is not None:
+            empty[name] = np.full_like(getattr(episodes, name), value)
+    return replace(episodes, **empty)
 
 
 def true_preference(dataset: DataSet) -> Preference | None:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty
 from typing import Any
 
@@ -30,8 +30,19 @@ class Job:
     args: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong in a job, as text that crosses processes; empty when nothing did."""
+
+    text: str = ""
+    users_matter: bool = False
+
+
 class JobError(RuntimeError):
-    """A job failed; the message holds the traceback of its process."""
+    """A job failed in its own process; the message says why: its traceback, or what the user has to change."""
+
+    users_matter = False
+    """Whether every job failed for a reason that the user can mend, so that there is no traceback to show."""
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> None:
@@ -69,10 +80,10 @@ def _exit_after(sentinel: int) -> None:
     os._exit(1)
 
 
-def _watch(waiting: list[tuple[int, Job, "Future[str]"]], queue: Any) -> None:
+def _watch(waiting: list[tuple[int, Job, "Future[Failure]"]], queue: Any) -> None:
     """Shows every job's progress until all have ended, then raises for those that failed."""
     shown: dict[int, tuple[ExitStack, OnProgress]] = {}
-    failures: list[str] = []
+    failures: list[Failure] = []
     open_jobs = {future: (number, job) for number, job, future in waiting}
     descriptions = {number: job.description for number, job, _ in waiting}
     while open_jobs:
@@ -80,13 +91,16 @@ def _watch(waiting: list[tuple[int, Job, "Future[str]"]], queue: Any) -> None:
         _drain(queue, shown, descriptions)
         for future in done:
             number, job = open_jobs.pop(future)
-            failure = str(future.exception()) if future.exception() is not None else future.result()
+            died = future.exception()  # of the process itself: what a job raises comes back as text
+            failure = Failure(f"{type(died).__name__}: {died}") if died is not None else future.result()
             if number in shown:
                 shown.pop(number)[0].close()
-            if failure:
-                failures.append(f"{job.description} failed:\n{failure}")
+            if failure.text:
+                failures.append(replace(failure, text=f"{job.description} failed:\n{failure.text}"))
     if failures:
-        raise JobError("\n".join(failures))
+        error = JobError("\n".join(failure.text for failure in failures))
+        error.users_matter = all(failure.users_matter for failure in failures)
+        raise error
 
 
 def _drain(queue: Any, shown: dict[int, tuple[ExitStack, OnProgress]], descriptions: dict[int, str]) -> None:
@@ -101,8 +115,8 @@ def _drain(queue: Any, shown: dict[int, tuple[ExitStack, OnProgress]], descripti
         shown[number][1](done, total, text)
 
 
-def _run(number: int, job: Job, queue: Any) -> str:
-    """In the child: the empty text, or the traceback of what went wrong."""
+def _run(number: int, job: Job, queue: Any) -> Failure:
+    """In the child: the empty failure, or what went wrong."""
 
     def report(done: int, total: int | None = None, text: str = "") -> None:
         queue.put((number, done, total, text))
@@ -113,5 +127,6 @@ def _run(number: int, job: Job, queue: Any) -> str:
     except Exception as error:
         from sidgym.launch.errors import is_user_error
 
-        return str(error) if is_user_error(error) else traceback.format_exc()
-    return ""
+        users_matter = is_user_error(error)
+        return Failure(str(error) if users_matter else traceback.format_exc(), users_matter)
+    return Failure()

@@ -17,10 +17,11 @@ from typing import Any
 import sidgym.agents
 import sidgym.envs
 import sidgym.sid
+from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.agents.engine import ENGINES
 from sidgym.agents.objectives import ADVANTAGES, OBJECTIVES
 from sidgym.envs.datasets import DATASETS
-from sidgym.envs.rewards import claims, find_reward
+from sidgym.envs.rewards import claims, find_reward, required_fields, required_mode
 from sidgym.launch import builders
 from sidgym.launch.jobs import Job, run_jobs
 from sidgym.launch.schema import RunConfig, arms_of
@@ -162,16 +163,36 @@ def check_names(config: RunConfig) -> None:
         resolve("advantage", rl.advantage, ADVANTAGES)
         resolve("engine", rl.engine, ENGINES)
         for term in rl.rewards:
-            reward = find_reward(term)
-            if term.name == "gated_preference" and not config.preference.enabled:
-                raise ValueError(
-                    f"{name}: reward 'gated_preference' needs the preference model: set preference.enabled"
-                )
-            if rl.select_by == "reward" and claims(reward, "needs_group"):
-                raise ValueError(
-                    f"{name}: select_by = 'reward' cannot judge by reward {term.name!r}, whose mean over a group is "
-                    "the same for every policy; use ndcg@10 or last"
-                )
+            _check_reward(config, name, rl, term)
+
+
+def _check_reward(config: RunConfig, name: str, rl: RlConfig, term: RewardConfig) -> None:
+    """What a reward needs of the arm ``name`` that it is a term of. Raises ``ValueError``."""
+    reward = find_reward(term)
+    needed = required_fields(term)
+    if "preference" in needed and not config.preference.enabled:
+        raise ValueError(f"{name}: reward {term.name!r} needs the preference model: set preference.enabled")
+    if "truth" in needed and config.data.name != "simulator":
+        raise ValueError(
+            f"{name}: reward {term.name!r} needs the simulator's truth, which data set {config.data.name!r} does not "
+            "have; use data.name = 'simulator' or another reward"
+        )
+    mode = required_mode(reward)
+    if mode and rl.mode != mode:
+        raise ValueError(f"{name}: reward {term.name!r} needs rl.mode = {mode!r}, got {rl.mode!r}")
+    if not claims(reward, "needs_group"):
+        return
+    field = "group_size" if rl.environment == "next_item" else "page_size"
+    if getattr(rl, field) < 2:
+        raise ValueError(
+            f"{name}: reward {term.name!r} compares candidates with each other; expected {field} of at least 2, got "
+            f"{getattr(rl, field)}"
+        )
+    if rl.select_by == "reward":
+        raise ValueError(
+            f"{name}: select_by = 'reward' cannot judge by reward {term.name!r}, whose mean over a group is the same "
+            "for every policy; use ndcg@10 or last"
+        )
 
 
 def build_stage(config: RunConfig, stage: Stage, on_progress: Any = None) -> None:

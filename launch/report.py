@@ -1,7 +1,8 @@
 """The report of a run: one self-contained HTML page, and the same main figures as a table for the terminal.
 
 The page asks nothing of the network: style and charts are inline, and its own policy forbids any request. Every text
-that comes from data is escaped. Left out: wording and columns (``report_text``), charts (``report_figures``).
+that comes from data is escaped. Left out: wording and columns (``report_text``), charts (``report_figures``), the
+reward's own sections (``report_audit``).
 """
 
 import json
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from sidgym.benchmarks.summary import MAIN, validate_summary
 from sidgym.launch.charts import Style, styles
+from sidgym.launch.report_audit import audit_section, hacking_warnings, reward_components
 from sidgym.launch.report_figures import Rows, differences, learning_curves, overview, swatch
 from sidgym.launch.report_style import CSS
 from sidgym.launch.report_text import (
@@ -51,10 +53,12 @@ def write_report(
     validate_summary(summary)
     style = styles(dict.fromkeys([*order_systems(summary["systems"]), *curves]))
     sections = [
-        _headline(summary, config_toml),
+        _headline(summary, config_toml, hacking_warnings(curves)),
         _main_table(summary, style),
         differences(summary, style),
         learning_curves(curves, style),
+        reward_components(curves, config_toml, style),
+        audit_section(curves, style),
         _examples(examples),
         _facts("Semantic IDs", tokeniser or {}),
         _facts("The oracle’s own check", _flat(summary["oracle_report"] or {})),
@@ -80,9 +84,10 @@ def write_report(
 # Headline and tables -------------------------------------------------------------------------------------------------
 
 
-def _headline(summary: Summary, config_toml: str) -> str:
+def _headline(summary: Summary, config_toml: str, warnings: Sequence[str]) -> str:
     marks = {1: ' class="up"', -1: ' class="down"', 0: ""}
-    items = "".join(f"<li{marks[sign]}>{escape(sentence)}</li>" for sign, sentence in verdicts(summary))
+    sentences = [*verdicts(summary), *((-1, warning) for warning in warnings)]
+    items = "".join(f"<li{marks[sign]}>{escape(sentence)}</li>" for sign, sentence in sentences)
     tiles = "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(t)}</span></div>' for v, t in _tiles(summary))
     return (
         f"<h1>{escape(summary['name'])}</h1>\n"

@@ -22,6 +22,7 @@ _SFT_PANELS = (
 _RL_PANELS = (
     ("reward", "Reward", "mean reward of a candidate"),
     ("eval/reward", "Validation reward", "mean reward of the top 10"),
+    ("eval/session_return", "Validation sessions", "discounted return of a session"),
     ("eval/ndcg@10", "Validation NDCG@10", "NDCG@10"),
     ("eval/hr@10", "Validation HR@10", "HR@10"),
     ("eval/preference@10", "Validation preference", "preference of the top 10"),
@@ -98,7 +99,7 @@ def learning_curves(curves: Mapping[str, Rows], style: Mapping[str, Style]) -> s
     ):
         figures, drawn = [], set()
         for row, (key, caption, unit) in enumerate(panels):
-            lines = {name: points for name, logged in stage.items() if (points := _points(logged, x, key))}
+            lines = {name: points for name, logged in stage.items() if (points := curve_points(logged, x, key))}
             if lines and any(y != 0 for points in lines.values() for _, y in points):
                 svg = line_chart(f"curve-{x}-{row}", lines, x, unit, style, key in _FROM_ZERO)
                 figures.append(_figure(caption, svg))
@@ -115,7 +116,7 @@ def learning_curves(curves: Mapping[str, Rows], style: Mapping[str, Style]) -> s
     return f"<h2>Learning curves</h2>\n{smoothed}" + "\n".join(parts)
 
 
-def _points(rows: Rows, x: str, key: str) -> list[tuple[float, float]]:
+def curve_points(rows: Rows, x: str, key: str) -> list[tuple[float, float]]:
     """The points of one curve; rows without the figure, with null or with NaN are passed over."""
     pairs = [(row.get(x), row.get(key)) for row in rows]
     figures = [(a, b) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)]
@@ -123,9 +124,12 @@ def _points(rows: Rows, x: str, key: str) -> list[tuple[float, float]]:
 
 
 def _legend(names: Iterable[str], style: Mapping[str, Style]) -> str:
-    def entry(name: str) -> str:
-        dash = f' stroke-dasharray="{style[name].dash}"' if style[name].dash else ""
-        line = f'<line x1="0" y1="5" x2="30" y2="5" stroke="{style[name].colour}" stroke-width="2.5"{dash}/>'
-        return f'<span><svg viewBox="0 0 30 10" aria-hidden="true">{line}</svg>{escape(label(name))}</span>'
+    entries = (f"<span>{line_swatch(style[name])}{escape(label(name))}</span>" for name in order_systems(names))
+    return f'<div class="legend">{"".join(entries)}</div>'
 
-    return f'<div class="legend">{"".join(map(entry, order_systems(names)))}</div>'
+
+def line_swatch(style: Style) -> str:
+    """A short line in a system's colour and dashes, for legends."""
+    dash = f' stroke-dasharray="{style.dash}"' if style.dash else ""
+    line = f'<line x1="0" y1="5" x2="30" y2="5" stroke="{style.colour}" stroke-width="2.5"{dash}/>'
+    return f'<svg viewBox="0 0 30 10" aria-hidden="true">{line}</svg>'

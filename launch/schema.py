@@ -70,9 +70,11 @@ def arms_of(config: RunConfig) -> dict[str, RlConfig]:
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "data.split": ("by_user", "leave_one_out", "chronological"),
-    "rl.mode": ("beam", "sample"),
+    "rl.mode": ("beam", "sample", "stochastic_beam", "free"),
+    "rl.combine": ("sum", "each"),
+    "rl.environment": ("next_item", "page", "session"),
     "rl.normalise": ("trie", "vocab"),
-    "rl.select_by": ("reward", "ndcg@10", "last"),
+    "rl.select_by": ("reward", "ndcg@10", "session_return", "last"),
     "rl.backend": ("rllib", "torch"),
     "log.wandb": ("offline", "online", "disabled"),
 }
@@ -87,6 +89,9 @@ MAY_BE_ZERO = frozenset(
         "sft.weight_decay",
         "sft.warmup_steps",
         "rl.steps",
+        "rl.discount",
+        "rl.horizon",
+        "rl.warm_pages",
         "rl.minibatch",
         "rl.weight_decay",
         "rl.warmup_steps",
@@ -107,6 +112,7 @@ def validate(config: RunConfig, source: str = "configuration") -> None:
         faults.append(f"eval.beam: expected at least the largest of eval.ks {config.eval.ks}, got {config.eval.beam}")
     for where, rl in [("rl", config.rl), *((f"arms.{name}", arm) for name, arm in config.arms.items())]:
         faults.extend(_rl_faults(rl, where))
+        faults.extend(_page_faults(rl, where, config.data))
     if faults:
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
 
@@ -188,11 +194,8 @@ def _rl_faults(rl: RlConfig, where: str) -> Iterator[str]:
     for key, name in [(f"{where}.objective", rl.objective), (f"{where}.advantage", rl.advantage), *terms]:
         if not re.fullmatch(r"\w+|[\w.]+:\w+", name):
             yield f"{key}: expected a registered name or package.module:name, got {name!r}"
-    if rl.group_size < 2 and any(term.name == "rank" for term in rl.rewards):
-        yield (
-            f"{where}.group_size: the rank reward compares the candidates of a group; expected at least 2, "
-            f"got {rl.group_size}"
-        )
+    if rl.discount > 1:
+        yield f"{where}.discount: expected between 0 and 1, got {rl.discount:g}"
     if rl.rewards and rl.group_size < 2 and rl.nll_weight <= 0 and rl.advantage.startswith("group"):
         yield f"{where}.group_size: a group of one has no advantage, so nothing would be learned; take at least 2"
     if rl.objective == "nll" and rl.nll_weight <= 0:
@@ -201,6 +204,29 @@ def _rl_faults(rl: RlConfig, where: str) -> Iterator[str]:
         yield f"{where}: expected at least one reward or an nll_weight above 0, got neither: nothing would be learned"
     if rl.minibatch > rl.contexts_per_step:
         yield f"{where}.minibatch: expected at most contexts_per_step = {rl.contexts_per_step}, got {rl.minibatch}"
+
+
+def _page_faults(rl: RlConfig, where: str, data: DataConfig) -> Iterator[str]:
+    if rl.select_by == "session_return" and rl.environment != "session":
+        yield f"{where}.select_by: 'session_return' is known with environment = 'session' only, got {rl.environment!r}"
+    if rl.environment == "session" and rl.nll_weight > 0:
+        yield f"{where}.nll_weight: a session has no logged targets to be likely; expected 0, got {rl.nll_weight:g}"
+    if rl.environment not in ("page", "session"):
+        return
+    if rl.mode == "free":
+        yield (
+            f"{where}.mode: a page is drawn through the trie, without replacement; mode 'free' goes with environment = "
+            f"'next_item' only, got {rl.environment!r}"
+        )
+    if rl.normalise != "trie":
+        yield f"{where}.normalise: a page is drawn through the trie; expected 'trie', got {rl.normalise!r}"
+    if rl.environment == "session" and data.name != "simulator":
+        yield (
+            f"{where}.environment: 'session' needs shoppers that answer, which only data.name = 'simulator' has; got "
+            f"data.name = {data.name!r}. Use 'page' or 'next_item' on a real log"
+        )
+    if data.name == "simulator" and rl.page_size >= data.items:
+        yield f"{where}.page_size: expected fewer than the {data.items} items of the store, got {rl.page_size}"
 
 
 def select_sections(config: RunConfig, sections: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from sidgym.launch.config import (
     validate,
 )
 
-SHIPPED = {"amazon_scientific": RunConfig, "demo": RunConfig}
+SHIPPED = {"amazon_scientific": RunConfig, "demo": RunConfig, "sessions": RunConfig}
 
 
 def write(folder: Path, text: str, name: str = "demo.toml") -> Path:
@@ -185,6 +185,29 @@ def test_reward_weights_must_match_the_terms():
         apply_reward_flags(RlConfig(), None, [1.0, 2.0, 3.0])
 
 
+def test_reward_arguments_are_json_objects_one_a_term(tmp_path):
+    path = write(tmp_path, "[[rl.rewards]]\nname='rule'\nweight=2.0\nargs={any_positive=true}\n")
+    options = ["--rewards", "rule", "rank", "--reward-args", "{}", '{"groups": "all"}']
+    config = load_config(path, options)
+    expected = (RewardConfig("rule", 2.0, {}), RewardConfig("rank", 1.0, {"groups": "all"}))
+    assert config.rl.rewards == expected, "arguments are replaced, weights stay as configured"
+    assert load_config(write(tmp_path, to_toml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["{}"], r"expected 2 JSON objects, one for each term \(rule rank; '\{\}' for no arguments\), got 1"),
+        (["{}", "tau=1"], r"JSON object for reward 'rank', such as .*; got 'tau=1'"),
+        (["[1]", "{}"], r"JSON object for reward 'rule', got list \[1\]"),
+        (["{}", '{"a": {"b": null}}'], r"--reward-args: 'rank\.a\.b': expected str, int, float, bool"),
+    ],
+)
+def test_reward_arguments_that_cannot_be_read_are_shown(given, said):
+    with pytest.raises(ConfigError, match=said):
+        apply_reward_flags(RlConfig(), None, None, given)
+
+
 # Round trip ----------------------------------------------------------------------------------------------------------
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -234,9 +257,28 @@ def test_what_toml_cannot_hold_is_refused():
         ("[data]\nvalid_share = 0.0", r"data\.valid_share: expected more than 0, got 0\.0"),
         ("[data]\nsplit='leave_one_out'\nrl_share = 1.5", r"data\.rl_share: expected at most 1, got 1\.5"),
         ("[data]\nsplit='random'", r"data\.split: expected one of by_user, leave_one_out, chronological; got 'random'"),
-        ("[rl]\ngroup_size = 1", r"rl\.group_size: the rank reward compares .* at least 2, got 1"),
-        ("[arms.one]\ngroup_size = 1", r"arms\.one\.group_size: the rank reward"),
-        ("[arms.one]\nmode = 'greedy'", r"arms\.one\.mode: expected one of beam, sample; got 'greedy'"),
+        ("[arms.one]\ngroup_size = 1", r"arms\.one\.group_size: a group of one"),
+        ("[arms.one]\nmode = 'greedy'", r"arms\.one\.mode: expected one of beam, sample, stochastic_beam, free; got"),
+        ("[rl]\ncombine = 'product'", r"rl\.combine: expected one of sum, each; got 'product'"),
+        ("[rl]\nenvironment = 'feed'", r"rl\.environment: expected one of next_item, page, session; got 'feed'"),
+        ("[rl]\ndiscount = 1.5", r"rl\.discount: expected between 0 and 1, got 1\.5"),
+        ("[rl]\ndiscount = -0.5", r"rl\.discount: expected at least 0, got -0\.5"),
+        ("[rl]\npage_size = 0", r"rl\.page_size: expected more than 0, got 0"),
+        ("[rl]\nenvironment = 'page'\nmode = 'free'", r"rl\.mode: .* mode 'free' goes with environment = 'next_item'"),
+        ("[rl]\nenvironment = 'page'\nnormalise = 'vocab'", r"rl\.normalise: .* expected 'trie', got 'vocab'"),
+        (
+            "[data]\nname = 'amazon'\n[arms.one]\nenvironment = 'session'",
+            r"arms\.one\.environment: 'session' needs shoppers .* got data\.name = 'amazon'",
+        ),
+        (
+            "[rl]\nenvironment = 'session'\nnll_weight = 0.1",
+            r"rl\.nll_weight: a session has no logged targets",
+        ),
+        ("[rl]\nselect_by = 'session_return'", r"rl\.select_by: 'session_return' is known with environment"),
+        (
+            "[data]\nitems = 5\n[rl]\nenvironment = 'session'",
+            r"rl\.page_size: expected fewer than the 5 items of the store, got 5",
+        ),
         ("[rl]\nlr = nan", r"rl\.lr: expected a finite number, got nan"),
         ("[[rl.rewards]]\nname='rule'\nweight=inf", r"rl\.rewards\[0\]\.weight: expected a finite number, got inf"),
         ("[rl]\nlr = -1.0", r"rl\.lr: expected more than 0, got -1\.0"),
@@ -257,9 +299,11 @@ def test_values_that_cannot_work_are_named(text, message, tmp_path):
 
 def test_values_that_look_odd_but_work(tmp_path):
     rl = "[rl]\ngroup_size=1\nnll_weight=1.0\n[[rl.rewards]]\nname='rule'\nweight=-1\n"
-    text = f"[data]\nsplit='leave_one_out'\nrl_share=1.0\n{rl}"
+    page = "[arms.page]\nenvironment='page'\npage_size=1\ndiscount=0.0\nhorizon=0\nwarm_pages=0\n"
+    text = f"[data]\nsplit='leave_one_out'\nrl_share=1.0\n{rl}{page}"
     config = load_config(write(tmp_path, text))
     assert config.rl.rewards[0].weight == -1.0
+    assert config.arms["page"].horizon == 0
 
 
 def test_every_fault_is_listed():

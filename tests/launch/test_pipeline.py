@@ -359,7 +359,7 @@ def test_an_unfinished_run_is_neither_continued_nor_discarded_unasked(finished, 
 def test_unknown_components_are_refused_before_anything_is_built(tmp_path, capfd, monkeypatch):
     config, out = write_config(tmp_path), ["--out", str(tmp_path / "runs")]
     assert "Did you mean 'grpo'" in refused(capfd, "run", config, *out, "--rl.objective", "gropo")
-    assert "known: gated_preference" in refused(capfd, "run", config, *out, "--rewards", "hitt")
+    assert "known: diversity" in refused(capfd, "run", config, *out, "--rewards", "hitt")
     (tmp_path / "bad_reward.py").write_text("def f(episodes):\n    return 0\n")
     monkeypatch.chdir(tmp_path)
     assert "must take (episodes, rollouts" in refused(capfd, "run", config, *out, "--rewards", "bad_reward:f")
@@ -376,6 +376,8 @@ def test_print_config_and_dry_run_write_nothing(tmp_path, capsys):
     config = write_config(tmp_path)
     main(["run", config, "--print-config", "--rl.lr", "0.5", "--out", str(tmp_path / "runs")])
     assert "lr = 0.5" in capsys.readouterr().out
+    main(["run", config, "--print-config", "--seed", "5"])
+    assert "seed = 5" in capsys.readouterr().out, "--seed is a setting, and not short for --seeds"
     main(["run", config, "--dry-run", "--out", str(tmp_path / "runs")])
     assert "minutes" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()

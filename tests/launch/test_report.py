@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from sidgym.agents.audit import FIRED, STREAK
 from sidgym.benchmarks.summary import SystemResult, summarise
 from sidgym.launch.charts import INK, interval_chart, line_chart, styles
 from sidgym.launch.report import console_table, write_report
+from sidgym.launch.report_audit import reward_weights
 from sidgym.launch.report_text import columns, number, order_systems, verdicts
 
 VOID = {"meta", "path", "use", "line", "br", "rect"}
@@ -214,3 +216,80 @@ def test_interval_dot_is_filled_only_where_zero_is_left_out() -> None:
 
     assert "var(--paper)" in draw(-0.01)
     assert "var(--paper)" not in draw(0.01)
+
+
+WEIGHTS = """
+[[rl.rewards]]
+name = "gated"
+weight = 0.25
+[[rl.rewards]]
+name = "my.pkg:fresh"
+"""
+
+
+def audited(evaluations: int = 5, fired: bool = False) -> list[dict]:
+    """The log of an arm with a gated reward and one in components, 40 steps."""
+    terms = {"gated": 0.5, "my.pkg:fresh": 0.3, "my.pkg:fresh/<b>new</b>": 0.1, "my.pkg:fresh/old": 0.2}
+    rows = [
+        {
+            "step": step,
+            **{f"rewards/{name}/mean": value + 0.001 * step for name, value in terms.items()},
+            **{f"audit/all_{kind}": 0.25 for kind in ("zero", "equal", "hit")},
+            "audit/popularity_correlation": 0.1 + 0.02 * (step - 1),
+            "audit/gated/pass_rate": 0.6,
+            "audit/gated/raw": 0.8,
+            "audit/gated/gated": 0.5,
+            "audit/gated/gate_loss": 0.3,
+        }
+        for step in range(1, 41)
+    ]
+    judged = [
+        {"step": 10 * k, STREAK: k, FIRED: float(fired and k >= 3), "eval/reward": 0.1} for k in range(evaluations)
+    ]
+    return rows + judged
+
+
+def test_reward_by_component_with_its_weight(tmp_path) -> None:
+    text = render(tmp_path, curves={**CURVES, "rl": audited()}, config_toml=WEIGHTS)
+    section = text.partition("Reward by component")[2].partition("<h2>")[0]
+    for said in ("gated × 0.25", "my.pkg:fresh × 1", "</svg>old</span>", "&lt;b&gt;new&lt;/b&gt;</span>"):
+        assert said in section
+    assert section.count("<figure>") == 2
+    page = Page(text)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert "Reward by component" not in render(tmp_path), "no arm has logged a term"
+
+
+def test_weights_follow_arms_and_copies() -> None:
+    arm = '[[arms.two.rewards]]\nname = "rule"\n[[arms.two.rewards]]\nname = "rule"\nweight = -2.0\n'
+    assert reward_weights(WEIGHTS + arm) == {
+        "rl": {"gated": 0.25, "my.pkg:fresh": 1.0},
+        "two": {"rule": 1.0, "rule#2": -2.0},
+    }
+
+
+def test_the_audit_shows_first_and_last_and_says_what_it_found(tmp_path) -> None:
+    text = render(tmp_path, curves={**CURVES, "rl": audited()}, config_toml=WEIGHTS)
+    section = text.partition("Audit of the reward")[2].partition("<h2>")[0]
+    assert "with item popularity</th><td>0.130</td><td>0.850</td>" in section, "means of the first and last four steps"
+    assert "gated: lost at the gate</th><td>0.300</td>" in section
+    assert "In no arm did the validation reward rise" in section
+    assert "cannot be seen" not in section
+    assert "reward hacking" not in text
+    few = render(tmp_path, curves={**CURVES, "rl": audited(evaluations=3)})
+    assert "With 3 evaluations or fewer that cannot be seen: RL." in few
+    assert "Audit of the reward" not in render(tmp_path)
+
+
+def test_a_hacked_reward_is_told_in_the_audit_and_at_the_top(tmp_path) -> None:
+    text = render(tmp_path, curves={**CURVES, "rl": audited(fired=True)})
+    assert text.count("up to step 30. The policy may have learned to please the reward") == 2
+    assert text.index("reward hacking") < text.index("Results on the test users")
+    assert "In no arm" not in text
+
+
+def test_groups_without_a_signal_are_told_in_the_audit(tmp_path) -> None:
+    rows = [{**row, "audit/all_equal": 0.96} if "audit/all_equal" in row else row for row in audited()]
+    section = render(tmp_path, curves={"rl": rows}).partition("Audit of the reward")[2]
+    assert "RL: in the last tenth of the steps 96% of the groups gave all candidates the same reward" in section
