@@ -11,8 +11,16 @@ BLOCKED = ("ray", "vllm", "gymnasium")
 MAY_NEED_THEM = {
     "sidgym.agents.rllib",
     "sidgym.envs.spaces",
+    "sidgym.envs.views",
     "sidgym.envs.next_item",
+    "sidgym.envs.next_token",
+    "sidgym.envs.page",
+    "sidgym.envs.session",
     "sidgym.envs.registration",
+    "sidgym.benchmarks.environments",
+    "sidgym.benchmarks.next_token_store",
+    "sidgym.benchmarks.next_token_sb3",
+    "sidgym.benchmarks.next_token_rllib",
 }
 """Modules that import a blocked package when they are imported; every other module must do without."""
 

@@ -1,0 +1,60 @@
+"""What every benchmark script but the pipeline's shares: options, the machine, one JSON object as the last line.
+
+Left out: the measurements, and runs of whole pipelines (``runs``).
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sidgym
+
+PACKAGES = ("torch", "gymnasium", "numpy")
+
+Measure = Callable[[argparse.Namespace], dict[str, Any]]
+
+
+def main(
+    name: str, description: str, measure: Measure, seeds: Sequence[int] = (0,), packages: Sequence[str] = ()
+) -> None:
+    """Parses ``--quick``, ``--seeds`` and ``--out``, measures, prints the result and writes it where that is asked for.
+
+    ``measure`` gets the options and returns the figures; they stand beside ``benchmark``, ``quick``, ``seeds``,
+    ``machine``, ``versions`` and ``wall_seconds``.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a short run whose figures only show that it works")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--out", type=Path, help="also write the JSON object to this file")
+    options = parser.parse_args()
+    if options.quick:
+        options.seeds = options.seeds[:1]
+    start = time.perf_counter()
+    figures = measure(options)
+    result = {
+        "benchmark": name,
+        "quick": options.quick,
+        "seeds": options.seeds,
+        **figures,
+        "machine": machine(),
+        "versions": {"sidgym": sidgym.__version__}
+        | {package: importlib.metadata.version(package) for package in (*PACKAGES, *packages)},
+        "wall_seconds": round(time.perf_counter() - start, 1),
+    }
+    text = json.dumps(result)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    sys.stdout.flush()
+    print(text)
+
+
+def machine() -> str:
+    """The processors of this machine, in words."""
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), one thread a process"
