@@ -27,6 +27,11 @@ EXTREME = 0.9
 NAMES = {"passed": "pass_rate", "preference": "raw", "gated": "gated"}
 """What the audit calls the quantities of a gated reward; others keep the reward's own name."""
 
+ADVICE = (
+    "The policy may be learning to please the reward instead of the users (reward hacking). Try a gate in front of "
+    "the preference (reward 'gated', a higher tau), anchor = true, a higher rl.nll_weight or rl.kl_weight; see the "
+    "audit in the report."
+)
 STREAK = "audit/reward_up_ndcg_down"
 FIRED = "audit/reward_hacking"
 """Names in the metrics log: the monitor's count, and whether it has warned."""
@@ -53,7 +58,7 @@ def group_figures(
     hit = hit.any(axis=tuple(range(2, hit.ndim)))
     figures = {
         "audit/all_zero": ((total == 0) | ~valid).all(axis=1).astype(np.float64),
-        "audit/all_equal": _constant(total, valid).astype(np.float64),
+        "audit/all_equal": is_constant(total, valid).astype(np.float64),
         "audit/all_hit": ((hit | ~valid).all(axis=1) & valid.any(axis=1)).astype(np.float64),
     }
     for name, values in {**scores.parts, **scores.components}.items():
@@ -81,12 +86,12 @@ def log_popularity(rollouts: Rollouts, popularity: np.ndarray) -> np.ndarray:
 def correlation(left: np.ndarray, right: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Pearson's correlation of (B, G) with (B, G) over each row's valid places; 0 where a side is constant. (B,)."""
     a, b = (np.where(valid, side - _mean(side, valid)[:, None], 0.0) for side in (left, right))
-    usable = ~_constant(left, valid) & ~_constant(right, valid)
+    usable = ~is_constant(left, valid) & ~is_constant(right, valid)
     scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
     return np.divide((a * b).sum(axis=1), scale, out=np.zeros(len(valid)), where=usable & (scale > 0)).clip(-1.0, 1.0)
 
 
-def _constant(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def is_constant(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Whether the valid values of each row are equal to each other, (B,) bool."""
     return ~(np.where(valid, values, np.inf).min(axis=1) < np.where(valid, values, -np.inf).max(axis=1))
 
@@ -104,9 +109,10 @@ class HackingMonitor:
     An evaluation counts when its reward is strictly above, and its NDCG strictly below, that of the evaluation before
     it; any other ends the count. One whose reward or NDCG is not finite is passed over: it neither counts nor ends a
     count, and the next is compared with the last finite one. The warning, once a run, is due after ``EVALUATIONS`` in a
-    row, if NDCG has fallen since the count began by more than ``CLEAR_FALL`` standard errors of the paired difference
-    over the validation contexts: without that, a reward that rises steadily and an NDCG that only trembles would make
-    one sooner or later. MiniOneRec (collaborative reward) and GenRec (preference without its gate) report the failure.
+    row. It says whether NDCG has fallen since the count began by more than ``CLEAR_FALL`` standard errors of the paired
+    difference over the validation contexts; if not, it is a note that this may be noise (a reward that rises steadily
+    and an NDCG that only trembles make one sooner or later), and the warning follows where the fall becomes clear.
+    MiniOneRec (collaborative reward) and GenRec (preference without its gate) report the failure.
     """
 
     reward: float | None = None
@@ -119,6 +125,8 @@ class HackingMonitor:
     """Step, reward and NDCG of the evaluation that the count began from."""
     fired: int | None = None
     """Step of the warning."""
+    noted: int | None = None
+    """Step of the note."""
 
     def observe(self, step: int, reward: float, ndcg: np.ndarray) -> str:
         """Takes one evaluation, ``ndcg`` (B,) of each validation context; the warning's text where it is due, else "".
@@ -135,10 +143,15 @@ class HackingMonitor:
         else:
             self.streak, self.since = 0, None
         self.reward, self.ndcg, self.step = float(reward), ndcg.tolist(), step
-        if self.streak < EVALUATIONS or self.fired is not None or self.fall <= CLEAR_FALL:
+        if self.streak < EVALUATIONS or self.fired is not None:
             return ""
-        self.fired = step
-        return self._warning()
+        if self.fall > CLEAR_FALL:
+            self.fired = step
+            return f"warning: {self._finding()}. {ADVICE}"
+        if self.noted is not None:
+            return ""
+        self.noted = step
+        return f"note: {self._finding()}, which may still be noise. If it goes on: {ADVICE}"
 
     @property
     def fall(self) -> float:
@@ -163,16 +176,13 @@ class HackingMonitor:
         """Inverse of ``state``; a fresh monitor for None."""
         return cls(**(state or {}))
 
-    def _warning(self) -> str:
+    def _finding(self) -> str:
         before: dict[str, Any] = self.since or {}
         ndcg_before, ndcg = (float(np.mean(values)) for values in (before["ndcg"], self.ndcg or []))
         return (
-            f"warning: in {self.streak} evaluations in a row the validation reward rose while NDCG@10 fell (steps "
+            f"in {self.streak} evaluations in a row the validation reward rose while NDCG@10 fell (steps "
             f"{before['step']} to {self.step}: reward {before['reward']:.4f} to {self.reward:.4f}, NDCG@10 "
-            f"{ndcg_before:.4f} to {ndcg:.4f}, {self.fall:.1f} standard errors over the same contexts). The policy may "
-            "be learning to please the reward instead of the users (reward hacking). Try a gate in front of the "
-            "preference (reward 'gated', a higher tau), anchor = true, a higher rl.nll_weight or rl.kl_weight; see "
-            "the audit in the report."
+            f"{ndcg_before:.4f} to {ndcg:.4f}), by {self.fall:.1f} standard errors over the same contexts"
         )
 
 

@@ -11,7 +11,8 @@ is the group of candidates for items and the page for pages. Left out: advantage
 A page is drawn item by item without replacement from the policy's distribution over SIDs, the law of Plackett and Luce:
 ``pi(page | u) = prod_s pi(i_s | u) / (1 - sum_(j < s) pi(i_j | u))``.
 
-Symbols: B contexts, G candidates, S items a page, L levels, W = L codes of an item or S * L of a page.
+Symbols: B contexts, G candidates, S items a page, L levels. A candidate has W codes, L of an item or S * L of a page,
+and V log-probabilities, one a code or one an item of the page.
 """
 
 from collections.abc import Callable
@@ -20,16 +21,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from sidgym.agents.audit import group_figures
+from sidgym.agents.audit import group_figures, is_constant
 from sidgym.agents.config import RlConfig
 from sidgym.agents.engine import Engine
-from sidgym.envs.records import Episodes, Rollouts
+from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts
 from sidgym.envs.rewards import RewardSum, Scores
 from sidgym.envs.session_dynamics import Sessions, episodes_of, open_sessions, play_page, session_rewards, shown_page
 from sidgym.envs.simulator_world import World
 
 LEAST_LEFT = 1e-3
-"""Smallest probability that is taken to be left for the rest of a page: below it the gradient would explode."""
+"""Smallest probability that is taken to be left for the rest of a page: below it the gradient would explode. How often
+that happens is logged as ``rollout/page_exhausted``."""
+TOTAL = ""
+ROUNDING = 1e-6
+"""Pages whose rewards differ by less than this share of what was added up have equal rewards."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Candidates:
     contexts: Episodes  # B, what the candidates answer
     codes: np.ndarray  # (B, G, W) int64; vocabulary ids in mode "free"
     valid: np.ndarray  # (B, G) bool: there is something to learn from
-    logp: np.ndarray  # (B, G, W) float32 behaviour log-probabilities
+    logp: np.ndarray  # (B, G, V) float32 behaviour log-probabilities
     total: np.ndarray  # (B, G) float32, what the candidate earns
     terms: dict[str, np.ndarray]  # name -> (B, G), what each term of the reward gives it, unweighted
     figures: dict[str, np.ndarray]  # name -> (B,)
@@ -57,7 +62,7 @@ def answer_items(episodes: Episodes, engine: Engine, reward: RewardSum, config: 
     if rollouts.tokens is not None:
         codes, learnable = rollouts.tokens, np.ones_like(rollouts.valid)
     figures = group_figures(scores, rollouts, episodes, reward.context.popularity)
-    figures |= _rollout_figures(episodes, rollouts)
+    figures |= _rollout_figures(rollouts, episodes.targets[:, :1])
     return Candidates(episodes, codes, learnable, rollouts.logp, scores.total, scores.parts, figures)
 
 
@@ -67,8 +72,7 @@ def answer_pages(episodes: Episodes, engine: Engine, reward: RewardSum, config: 
     rows = np.repeat(np.arange(len(episodes)), config.group_size)
     contexts, pages = episodes.take(rows), as_pages(drawn, config.page_size)
     scores = reward.score(contexts, pages)
-    value = {name: part.sum(axis=1) for name, part in scores.parts.items()}
-    return _page_candidates(episodes, drawn, pages, contexts, scores, scores.total.sum(axis=1), value, reward, config)
+    return _page_candidates(episodes, drawn, pages, contexts, scores, _values(scores), reward, config)
 
 
 def answer_sessions(episodes: Episodes, engine: Engine, reward: RewardSum, config: RlConfig, seed: int) -> Candidates:
@@ -76,8 +80,9 @@ def answer_sessions(episodes: Episodes, engine: Engine, reward: RewardSum, confi
 
     ``episodes`` give numbers and the length of a history only: the shoppers are drawn from ``seed`` and the first
     number, see ``warm_pages`` pages of the logging recommender and then up to ``horizon`` pages of the policy, so that
-    states come from all of a session. G copies of a shopper are shown a page each and go their own ways for ``horizon``
-    pages more, which the policy draws. ``reward.context`` must hold the simulator's truth.
+    states come from all of a session; a page that would end it for good is taken back. G copies of a shopper are shown
+    a page each and go their own ways for ``horizon`` pages more, which the policy draws. ``reward.context`` must hold
+    the simulator's truth.
     """
     world = reward.context.require("truth", "rl.environment = 'session'").world
     rng = np.random.default_rng([seed, int(episodes.index[0]), 3])
@@ -90,9 +95,12 @@ def answer_sessions(episodes: Episodes, engine: Engine, reward: RewardSum, confi
     copies = sessions.take(np.repeat(np.arange(len(sessions)), config.group_size))
     forks, played, scores = _show(world, copies, pages, reward, rng)
     value = _values(scores)
-    followed = _follow(world, forks, value, engine, reward, config, seed, rng)
+    # Each copy has a stream of its own, whatever chunk it is in.
+    numbers = np.repeat(episodes.index, config.group_size) * config.group_size
+    numbers += np.tile(np.arange(config.group_size), len(episodes))
+    followed = _follow(world, forks, numbers, value, engine, reward, config, seed, rng)
     pages = shown_page(played.page, pages.codes)  # type: ignore[arg-type]
-    batch = _page_candidates(contexts, drawn, pages, played, scores, value.pop(""), value, reward, config)
+    batch = _page_candidates(contexts, drawn, pages, played, scores, value, reward, config)
     batch.figures["session/pages_followed"] = followed.reshape(len(contexts), -1).mean(axis=1)
     return batch
 
@@ -101,7 +109,7 @@ def _wander(
     world: World, sessions: Sessions, index: np.ndarray, engine: Engine, config: RlConfig, seed: int,
     rng: np.random.Generator,
 ) -> Sessions:  # fmt: skip
-    """Sessions after 0 to ``horizon`` pages of the policy; one that would end stays where it was."""
+    """Sessions after 0 to ``horizon`` pages of the policy; one that would end for good stays where it was."""
     going = rng.integers(0, config.horizon + 1, size=len(sessions))
     for step in range(config.horizon):
         rows = np.flatnonzero(going > step)
@@ -124,13 +132,13 @@ def _show(
 
 
 def _values(scores: Scores) -> dict[str, np.ndarray]:
-    """What pages are worth, (R,): in all (under "") and by term."""
-    return {name: part.sum(axis=1, dtype=np.float64) for name, part in {"": scores.total, **scores.parts}.items()}
+    """What pages are worth, (R,) float64: in all (under ``TOTAL``) and by term."""
+    return {name: part.sum(axis=1, dtype=np.float64) for name, part in {TOTAL: scores.total, **scores.parts}.items()}
 
 
 def _follow(
-    world: World, forks: Sessions, value: dict[str, np.ndarray], engine: Engine, reward: RewardSum, config: RlConfig,
-    seed: int, rng: np.random.Generator,
+    world: World, forks: Sessions, numbers: np.ndarray, value: dict[str, np.ndarray], engine: Engine,
+    reward: RewardSum, config: RlConfig, seed: int, rng: np.random.Generator,
 ) -> np.ndarray:  # fmt: skip
     """Adds the discounted rewards of the pages that follow to each entry (R,) of ``value``; how many there were
     (R,)."""
@@ -140,8 +148,7 @@ def _follow(
     for step in range(1, config.horizon + 1):
         if len(going) == 0:
             break
-        # Each copy has a stream of its own: its row is its number.
-        contexts = replace(episodes_of(sessions), index=going)
+        contexts = replace(episodes_of(sessions), index=numbers[going])
         pages = engine.rollout(contexts, config.page_size, "stochastic_beam", seed=_mixed(seed, 2, step))
         sessions, _, scores = _show(world, sessions, pages, reward, rng)
         for name, part in _values(scores).items():
@@ -171,48 +178,71 @@ def as_pages(drawn: Rollouts, size: int) -> Rollouts:
 
 
 def page_logp(logp: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of the codes of pages drawn without replacement: (..., S, L) of the SIDs to (..., S * L).
+    """Log-probabilities of the items of pages drawn without replacement: (..., S, L) of their codes to (..., S).
 
-    The first code of each item carries ``-log(1 - sum of the probabilities of the items before it)``, so that the sum
-    over a page is its log-probability. What is left is taken to be at least ``LEAST_LEFT``.
+    Each item given those before it on the page, ``log pi(i_s) - log(1 - sum_(j < s) pi(i_j))``: ratios and KL terms are
+    taken per item. What is left is taken to be at least ``LEAST_LEFT``.
     """
-    chance = logp.sum(-1).exp()
-    before = chance.cumsum(-1) - chance
-    redrawn = -torch.log((1 - before).clamp_min(LEAST_LEFT))
-    first = torch.zeros_like(logp)
-    first[..., 0] = 1.0
-    return (logp + redrawn[..., None] * first).flatten(-2)
+    whole = logp.sum(-1)
+    return whole - torch.log(left_for_the_rest(whole).clamp_min(LEAST_LEFT))
+
+
+def left_for_the_rest(score: torch.Tensor) -> torch.Tensor:
+    """Probability that is left when each item of a page is drawn, from log-probabilities (..., S) of the items."""
+    chance = score.exp()
+    return 1 - (chance.cumsum(-1) - chance)
 
 
 def _page_candidates(
-    contexts: Episodes, drawn: Rollouts, pages: Rollouts, shown: Episodes, scores: Scores, total: np.ndarray,
-    terms: dict[str, np.ndarray], reward: RewardSum, config: RlConfig,
+    contexts: Episodes, drawn: Rollouts, pages: Rollouts, shown: Episodes, scores: Scores, value: dict[str, np.ndarray],
+    reward: RewardSum, config: RlConfig,
 ) -> Candidates:  # fmt: skip
     """Pages as candidates, from what each is worth in all and by term, (B * G,)."""
     shape = (len(contexts), config.group_size)
     logp = torch.from_numpy(drawn.logp).unflatten(1, (shape[1], config.page_size))
     valid = np.asarray(pages.valid.all(axis=1)).reshape(shape)
-    totals = np.where(valid, total.reshape(shape), 0.0).astype(np.float32)
+    added = sum(abs(reward.weights[name]) * np.abs(part).sum(axis=1) for name, part in scores.parts.items())
+    terms = {name: part.reshape(shape) for name, part in value.items()}
+    total = _without_rounding(np.where(valid, terms.pop(TOTAL), 0.0), valid, np.reshape(added, (-1, shape[1])))
     by_page = group_figures(scores, pages, shown, reward.context.popularity)
     figures = {name: values.reshape(shape).mean(axis=1) for name, values in by_page.items()}
     if figures:
-        figures["audit/all_zero"] = ((totals == 0) | ~valid).all(axis=1).astype(np.float64)
-        figures["audit/all_equal"] = (totals == totals[:, :1]).all(axis=1).astype(np.float64)
-    figures |= _rollout_figures(contexts, drawn)
-    named = {name: part.reshape(shape).astype(np.float32) for name, part in terms.items()}
-    codes = drawn.codes.reshape(*shape, -1)
-    return Candidates(contexts, codes, valid, page_logp(logp).numpy(), totals, named, figures)
+        figures["audit/all_zero"] = ((total == 0) | ~valid).all(axis=1).astype(np.float64)
+        figures["audit/all_equal"] = is_constant(total, valid).astype(np.float64)
+    figures |= _rollout_figures(drawn, shown.targets.reshape(shape[0], -1))
+    spent = left_for_the_rest(logp.sum(-1)) < LEAST_LEFT
+    figures["rollout/page_exhausted"] = spent.double().mean((1, 2)).numpy()
+    return Candidates(
+        contexts,
+        drawn.codes.reshape(*shape, -1),
+        valid,
+        page_logp(logp).numpy(),
+        total.astype(np.float32),
+        {name: part.astype(np.float32) for name, part in terms.items()},
+        figures,
+    )
 
 
-def _rollout_figures(episodes: Episodes, rollouts: Rollouts) -> dict[str, np.ndarray]:
-    items = np.sort(np.where(rollouts.valid, rollouts.item, -1), axis=1)
+def _without_rounding(total: np.ndarray, valid: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """Totals (B, G), made equal in groups where they differ by no more than the rounding of what was ``added`` up.
+
+    Terms that cancel leave some 1e-8 behind, which the standard deviation of a group would blow up to a signal.
+    """
+    high = np.where(valid, total, -np.inf).max(axis=1, keepdims=True)
+    low = np.where(valid, total, np.inf).min(axis=1, keepdims=True)
+    middle = np.round(np.where(valid.any(axis=1, keepdims=True), (high + low) / 2, 0.0), 6)
+    return np.where(high - low <= ROUNDING * added.max(axis=1, keepdims=True), middle, total)
+
+
+def _rollout_figures(rollouts: Rollouts, wanted: np.ndarray) -> dict[str, np.ndarray]:
+    """Distinct items, share of valid candidates, and whether any item is one of those ``wanted`` (B, M)."""
+    items = np.sort(np.where(rollouts.valid, rollouts.item, PAD_ITEM), axis=1)
     fresh = np.ones_like(items, dtype=bool)
     fresh[:, 1:] = items[:, 1:] != items[:, :-1]
+    hit = np.array([np.isin(row, goal[goal != PAD_ITEM]).any() for row, goal in zip(rollouts.items, wanted)])
     return {
-        "rollout/unique_items": (fresh & (items >= 0)).sum(axis=1).astype(np.float64),
-        "rollout/hit": (rollouts.items == np.where(episodes.target < 0, -2, episodes.target)[:, None, None])
-        .any((1, 2))
-        .astype(np.float64),
+        "rollout/unique_items": (fresh & (items != PAD_ITEM)).sum(axis=1).astype(np.float64),
+        "rollout/hit": hit.astype(np.float64),
         "rollout/valid": rollouts.valid.mean(axis=1),
     }
 

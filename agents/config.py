@@ -76,8 +76,8 @@ class RlConfig:
     engine: str = "torch"
     """What rolls candidates out: a name in ENGINES, or package.module:name."""
     mode: str = "beam"
-    """How candidates are drawn: beam, sample, stochastic_beam (distinct samples) or free (beam without the trie, for
-    the format reward); pages are always drawn without replacement."""
+    """How candidates are drawn: beam, sample, stochastic_beam (samples without replacement; like beams not weighted for
+    that) or free (beam without the trie, for the format reward); pages are always drawn without replacement."""
     normalise: str = "trie"
     """Policy normalised over trie children (trie) or the whole vocabulary (vocab)."""
     steps: int = 200
@@ -103,8 +103,7 @@ class RlConfig:
     """Steps between validations; the best checkpoint by validation is kept."""
     eval_users: int = 500
     select_by: str = "ndcg@10"
-    """Validation metric that picks the kept weights: reward, ndcg@10, session_return (in sessions), or last (no
-    selection)."""
+    """Validation metric that picks the kept weights: reward, ndcg@10, or last (no selection)."""
     checkpoint_every: int = 25
     """Steps between resumable checkpoints."""
     backend: str = "rllib"

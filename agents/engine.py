@@ -87,6 +87,11 @@ class TorchEngine:
             raise ValueError(f"group_size must be at least 1, got {group_size}")
         if lanes < 1 or (lanes > 1 and mode != "stochastic_beam"):
             raise ValueError(f"lanes must be at least 1, and 1 unless the mode is stochastic_beam; got {lanes}, {mode}")
+        if mode == "stochastic_beam" and self.normalise != "trie":
+            raise ValueError(
+                "stochastic_beam draws from the distribution over SIDs, which normalise = "
+                f"{self.normalise!r} does not give; use trie"
+            )
         trie = self.policy.trie if trie is None else trie
         was_training = self.policy.training
         self.policy.eval()

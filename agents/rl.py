@@ -8,7 +8,7 @@ import copy
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sidgym.agents.audit import HackingMonitor, closing_warnings
+from sidgym.agents.candidates import TOTAL, as_pages
 from sidgym.agents.checkpoint import load_policy, load_training, optimizer_tensors, restore_optimizer, save_training
 from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.agents.engine import make_engine
@@ -33,7 +34,7 @@ from sidgym.agents.update import (
     step_seed,
 )
 from sidgym.envs.metrics import rank_metrics
-from sidgym.envs.records import Episodes
+from sidgym.envs.records import Episodes, Rollouts
 from sidgym.envs.rewards import RewardContext, RewardSum, required_fields
 from sidgym.envs.session_oracle import judge_sessions
 from sidgym.sid.table import SidTable
@@ -258,31 +259,54 @@ def validate(
 ) -> tuple[dict[str, float], np.ndarray]:
     """Figures on the validation contexts, and the NDCG@10 (B,) of each.
 
-    The figures are HR@10, NDCG@10, legal mass, and the mean reward of the top 10 (beam of at least 10), in all and by
-    term, unweighted. Where sessions are trained for, ``eval/session_return`` is the discounted return of whole sessions
-    with shoppers of their own, whom the policy shows its most probable items.
+    The figures are HR@10, NDCG@10, legal mass and the reward as ``validation_reward`` defines it.
     """
     contexts = valid.take(slice(0, config.eval_users or None))
-    ranked = rank_contexts(policy, contexts, beam=max(10, config.group_size))
+    ranked = rank_contexts(policy, contexts, beam=max(10, config.group_size, config.page_size))
     metrics = rank_metrics(ranked.items, contexts.target, (10,))
     figures = {f"eval/{name}": float(values.mean()) for name, values in metrics.items()}
     figures["trie/legal_mass"] = float(legal_mass(policy, contexts.take(slice(0, 256))).mean())
     if config.rewards:
-        scores = reward.score(contexts, ranked)
-        figures["eval/reward"] = float(scores.total[:, :10].mean())
-        figures |= {f"eval/rewards/{name}": float(part[:, :10].mean()) for name, part in scores.parts.items()}
-    if config.environment == "session":
-        figures["eval/session_return"] = session_return(policy, contexts, reward, config)
+        figures |= validation_reward(policy, contexts, ranked, reward, config)
     return figures, metrics["ndcg@10"]
 
 
+def validation_reward(
+    policy: Policy, contexts: Episodes, ranked: Rollouts, reward: RewardSum, config: RlConfig
+) -> dict[str, float]:
+    """``eval/reward`` of the policy's most probable items, and ``eval/rewards/<term>``, unweighted.
+
+    Items: the mean over the top 10 of ``ranked``. Pages: what the top S earn as a page. Sessions: the reward of whole
+    sessions with shoppers of their own, without discount.
+    """
+    if config.environment == "session":
+        return {"eval/reward": session_return(policy, contexts, reward, config)}
+    if config.environment == "page":
+        top = {name: getattr(ranked, name)[:, : config.page_size] for name in ("codes", "valid", "items", "logp")}
+        scores = reward.score(contexts, as_pages(replace(ranked, **top), config.page_size))
+        means = {name: float(part.sum(axis=1).mean()) for name, part in {TOTAL: scores.total, **scores.parts}.items()}
+    else:
+        scores = reward.score(contexts, ranked)
+        means = {name: float(part[:, :10].mean()) for name, part in {TOTAL: scores.total, **scores.parts}.items()}
+    return {"eval/reward": means.pop(TOTAL), **{f"eval/rewards/{name}": value for name, value in means.items()}}
+
+
 def session_return(policy: Policy, contexts: Episodes, reward: RewardSum, config: RlConfig) -> float:
-    """Mean discounted return of the policy with as many new shoppers as there are ``contexts``, the same every time."""
+    """Mean reward in all of the policy with as many new shoppers as there are ``contexts``, the same every time."""
     world = reward.context.require("truth", "rl.environment = 'session'").world
     users, history = np.arange(len(contexts)), contexts.history.shape[1]
-    sizes = {"page_size": config.page_size, "history": history, "warm_pages": config.warm_pages}
-    rest = {"discount": config.discount, "seed": VALIDATION_SHOPPERS, "reward": reward, "table": policy.table}
-    return float(judge_sessions(world, PolicyPages(policy), users, **sizes, **rest)["discounted"].mean())
+    judged = judge_sessions(
+        world,
+        PolicyPages(policy),
+        users,
+        config.page_size,
+        history,
+        config.warm_pages,
+        seed=VALIDATION_SHOPPERS,
+        reward=reward,
+        table=policy.table,
+    )
+    return float(judged["total"].mean())
 
 
 def _judge(

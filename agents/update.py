@@ -4,7 +4,8 @@
 split a group); ``group_loss`` turns a batch into a loss. Left out: what a candidate is and earns (``candidates``),
 loops, checkpoints, logging.
 
-Symbols: B contexts, G candidates, L levels; W codes of a candidate, L of an item or S * L of a page of S items.
+Symbols: B contexts, G candidates, L levels; W codes of a candidate (L of an item, S * L of a page of S items) and its V
+log-probabilities (one a code of an item, one an item of a page).
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ class GroupBatch:
     targets: np.ndarray  # (B, M) int64, PAD_ITEM on the right
     codes: np.ndarray  # (B, G, W) int64; vocabulary ids in mode "free"
     valid: np.ndarray  # (B, G) bool
-    old_logp: np.ndarray  # (B, G, W) float32
+    old_logp: np.ndarray  # (B, G, V) float32
     advantage: np.ndarray  # (B, G) float32
 
     def __len__(self) -> int:
@@ -155,7 +156,7 @@ def group_loss(
 
 
 def _by_candidate(logp: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of items (B, G * S, L) as those of candidates (B, G, W); an item's own are left as they are."""
+    """Log-probabilities of codes (B, G * S, L) as those of candidates (B, G, V); an item's own are left as they are."""
     levels = logp.shape[-1]
     if groups.shape[-1] == levels:
         return logp

@@ -69,4 +69,4 @@ def train(seed: int, steps: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    report("RLlib PPO with ActionMaskingTorchRLModule", train, STEPS, QUICK_STEPS, packages=("ray",))
+    report("next_token_rllib", "RLlib PPO with ActionMaskingTorchRLModule", train, STEPS, QUICK_STEPS, ("ray",))

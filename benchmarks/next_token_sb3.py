@@ -46,4 +46,4 @@ def train(seed: int, steps: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    report("sb3-contrib MaskablePPO", train, STEPS, QUICK_STEPS, packages=("sb3-contrib", "stable-baselines3"))
+    report("next_token_sb3", "sb3-contrib MaskablePPO", train, STEPS, QUICK_STEPS, ("sb3-contrib", "stable-baselines3"))

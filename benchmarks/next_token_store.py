@@ -7,7 +7,7 @@ can learn in the environment.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,7 +76,12 @@ def play(act: Act, seed: int = 0) -> dict[str, float]:
 
 
 def report(
-    agent: str, train: Callable[[int, int], dict[str, float]], steps: int, quick_steps: int, packages: Any
+    script: str,
+    agent: str,
+    train: Callable[[int, int], dict[str, float]],
+    steps: int,
+    quick_steps: int,
+    packages: Sequence[str],
 ) -> None:
     """The command line of an agent's script: ``train(seed, steps)`` for each seed, beside the marks of its scale."""
 
@@ -87,6 +92,11 @@ def report(
             count = quick_steps if options.quick else steps
             runs.append({"seed": seed, "steps": count, **train(seed, count), **asdict(scale(seed))})
             print(f"{agent}, seed {seed}: {runs[-1]['percent_of_oracle']:.1f} % of the way from random to the oracle")
-        return {"agent": agent, "runs": runs, "percent_of_oracle": min(run["percent_of_oracle"] for run in runs)}
+        return {
+            "agent": agent,
+            "script": script,
+            "runs": runs,
+            "percent_of_oracle": min(run["percent_of_oracle"] for run in runs),
+        }
 
-    main(f"next_token: {agent}", f"{agent} in {ENVIRONMENT_ID}", measure, (0, 1, 2), packages)
+    main(script, f"{agent} in {ENVIRONMENT_ID}", measure, (0, 1, 2), packages)

@@ -29,9 +29,9 @@ CONFIG = "sessions"
 SETTINGS: dict[str, Any] = {"page_size": 5, "history": 20, "warm_pages": 3, "discount": 0.9}
 POLICIES = {
     "sft": "SFT",
-    "rl_logged_pages": "RL on logged pages",
-    "rl_immediate": "RL, the page alone",
-    "rl": "RL, sessions",
+    "rl_logged_pages": "SFT + GRPO on logged pages",
+    "rl_immediate": "SFT + GRPO in sessions, the page alone counts",
+    "rl": "**SFT + GRPO in sessions**",
 }
 MARKS = {
     "random": "random pages",
@@ -88,10 +88,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for name, label in {**MARKS, **POLICIES}.items():
         figures = mean[name]
         print(
-            f"{label:25} discounted return {figures['discounted']:6.2f}  {figures['percent_of_oracle']:6.1f} % of oracle"
+            f"{label:46} return {figures['discounted']:6.2f}  {figures['percent_of_oracle']:6.1f} % of oracle"
             f"  {figures['clicks']:.1f} clicks on {figures['pages']:.1f} pages"
         )
-    return {"settings": SETTINGS, "shoppers": shoppers, "systems": mean, "runs": runs}
+    return {"settings": SETTINGS, "shoppers": shoppers, "labels": {**MARKS, **POLICIES}, "systems": mean, "runs": runs}
 
 
 if __name__ == "__main__":

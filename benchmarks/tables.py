@@ -27,6 +27,8 @@ NAMES = {
 """Systems of the tables, in their order."""
 
 DEMO = ("hr@10", "ndcg@10", "preference@1", "preference@10", "percent@1", "percent@10")
+SCRIPTS = ("environments", "next_token_sb3", "next_token_rllib", "sessions")
+"""Stored results of scripts that are no pipeline."""
 AMAZON = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50")
 
 
@@ -56,6 +58,7 @@ def differences(result: Mapping[str, Any], metrics: Sequence[str]) -> str:
 def readme() -> str:
     """The part of the README that quotes results."""
     demo, amazon = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("demo", "amazon_scientific"))
+    stored = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in SCRIPTS}
     parts = [
         f"**The demonstration** (`{demo['command']}`; {_setting(demo)}). Logs come from a popularity-biased "
         "recommender and the true preference is known. The preference reward is learned from the same logs. Range over "
@@ -66,8 +69,61 @@ def readme() -> str:
         "comparable with MiniOneRec's table: other items, another split.",
         table(amazon, AMAZON),
         differences(amazon, ("ndcg@10",)),
+        *environments(stored["environments"]),
+        agents([stored["next_token_sb3"], stored["next_token_rllib"]]),
+        *sessions(stored["sessions"]),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def environments(result: Mapping[str, Any]) -> list[str]:
+    """Speed of the environments: a sentence, a table, a sentence."""
+    lines = ["| | native, ms a step | `SyncVectorEnv`, ms a step | ratio |", "|---|---|---|---|"]
+    for name, row in result["by_environment"].items():
+        lines.append(f"| `{name}-v0` | {row['native_ms']:.2f} | {row['sync_ms']:.0f} | {row['ratio']:.0f} |")
+    steps = " / ".join(f"{result[f'step_ms_{size}']:.2f}" for size in ("10k", "1m", "10m"))
+    return [
+        f"**Environments** (`python benchmarks/environments.py`; {result['machine']}; a step of "
+        f"{result['num_envs']:,} environments, medians of {result['rounds']} rounds in one run).",
+        "\n".join(lines),
+        f"At 10 thousand, 1 million and 10 million items a step of `NextItem-v0` takes {steps} ms: "
+        f"{result['step_10m_vs_10k']:.2f} times as long with the largest catalogue as with the smallest.",
+    ]
+
+
+def agents(results: Sequence[Mapping[str, Any]]) -> str:
+    """Agents that were written elsewhere, in ``NextToken-v0``."""
+    said = []
+    for result in results:
+        values = ", ".join(f"{run['percent_of_oracle']:.1f}" for run in result["runs"])
+        steps = result["runs"][0]["steps"]
+        said.append(f"{result['agent']} {values} % after {steps:,} codes (`python benchmarks/{result['script']}.py`)")
+    return (
+        "**Agents of other projects**, unchanged, in a `NextToken-v0` of 60 items and 64 contexts; the way from random "
+        "play to the exact oracle, seeds 0, 1, 2: " + "; ".join(said) + "."
+    )
+
+
+def sessions(result: Mapping[str, Any]) -> list[str]:
+    """Policies in whole sessions: a sentence, a table, differences."""
+    lines = ["| | discounted return | % oracle | clicks | pages |", "|---|---|---|---|---|"]
+    for name, label in result["labels"].items():
+        row, spread = result["systems"][name], [run["systems"][name]["discounted"] for run in result["runs"]]
+        around = f"{row['discounted']:.2f} [{min(spread):.2f}, {max(spread):.2f}]"
+        figures = f"{row['percent_of_oracle']:.1f} | {row['clicks']:.1f} | {row['pages']:.1f}"
+        lines.append(f"| {label} | {around} | {figures} |")
+    gaps = []
+    for name in result["runs"][0]["differences"]:
+        per_seed = ", ".join(_interval(run["differences"][name]) for run in result["runs"])
+        gaps.append(f"- {name.replace('_', ' ')}, by seed: {per_seed}")
+    return [
+        f"**Whole sessions** (`python benchmarks/sessions.py`; {result['shoppers']:,} new shoppers, "
+        f"{len(result['seeds'])} seeds; {result['machine']}, {result['wall_seconds'] / 60:.0f} minutes). Each policy "
+        "shows its five most probable items, page after page, until the shopper stays away. The oracle updates the "
+        "exact posterior of the taste after every page. Range over seeds in brackets:",
+        "\n".join(lines),
+        "\n".join(gaps),
+    ]
 
 
 def _setting(result: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from sidgym.envs.dynamics import Transition, repeats
 from sidgym.envs.records import PAD_ITEM, Catalogue, Episodes, Rollouts
 from sidgym.envs.render import answer_lines, context_line, item_title
 from sidgym.envs.reward_context import Reward, RewardContext, is_member
-from sidgym.envs.rewards import RewardSum, RewardTerm, Term
+from sidgym.envs.rewards import RewardSum, RewardTerm, Term, check_page_reward
 from sidgym.sid.table import SidTable
 
 RewardLike = str | Reward | RewardTerm | Sequence[str | Reward | RewardTerm]
@@ -286,6 +286,19 @@ class PageDynamics(LoggedDynamics):
     """One step: a context is answered with a page of distinct SIDs; see ``PageEnv``. The reward is the sum over it."""
 
     distinct = True
+
+    def __init__(
+        self,
+        size: int,
+        episodes: Episodes,
+        table: SidTable,
+        reward: RewardSum,
+        page_size: int = 1,
+        catalogue: Catalogue | None = None,
+    ) -> None:
+        """Raises ``ValueError`` for a reward whose sum says nothing of a page."""
+        super().__init__(size, episodes, table, reward, page_size, catalogue)
+        check_page_reward(reward)
 
     def _value(self, rewards: np.ndarray) -> np.ndarray:
         return rewards.sum(axis=1, dtype=np.float64)

@@ -97,8 +97,13 @@ class NextItemEnv(ScalarView):
     ## Rewards
 
     The reward that was asked for (``sidgym.envs.rewards.REWARDS``), ``rule`` by default: 1 if the SID is the target's,
-    1/m where m items share it, else 0. With ``group_size`` above 1 the mean over the group. Rewards such as ``rank``
-    that compare the candidates of a group are refused with ``group_size=1``.
+    1/m where m items share it, else 0. With ``group_size`` above 1 the mean over the group, and ``info["rewards"]``
+    holds each candidate's own. Rewards such as ``rank`` that compare the candidates of a group are refused with
+    ``group_size=1``.
+
+    Learn a group from ``info["rewards"]``: a mean can hide all that they say. With ``reward=["rule", "rank"]`` it does:
+    the negatives beside a hit share a penalty of exactly -1, so that a group with one hit gets 1 - 1 = 0 on the whole,
+    like a group without any, while the hit itself gets 1 and the others less than 0.
 
     ``info`` after a step: ``rewards`` (G,) of each SID, ``items`` (G,) the first item of each SID or -1, ``legal``
     whether all SIDs exist, ``target`` the item that came next.
@@ -115,7 +120,7 @@ class NextItemEnv(ScalarView):
     ## Arguments
 
     ```python
-    gymnasium.make("SIDGym/NextItem-v0", group_size=4, reward=["rule", "rank"])
+    gymnasium.make("SIDGym/NextItem-v0", group_size=4, reward="rule")
     gymnasium.make_vec("SIDGym/NextItem-v0", num_envs=1024)
     ```
 

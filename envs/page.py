@@ -70,8 +70,8 @@ class PageEnv(ScalarView):
     The sum over the page of the reward that was asked for, by default ``rule`` with ``any_positive``: 1 for each SID of
     a positive, so that a page earns at most ``min(S, positives)``. Where m items share a SID it earns the share of them
     that is positive. ``engagement`` reads clicks, orders, play times and negative feedback off the logged page. The
-    page is the group of rewards that compare candidates, its first place rank 1; they are refused with
-    ``page_size=1``.
+    page is the group of rewards that compare candidates, such as ``diversity``; they are refused with ``page_size=1``.
+    ``rank`` is refused: what it gives the places of a page adds up to the same whichever items stand there.
 
     ``info`` after a step: ``rewards`` (S,) of each SID, ``items`` (S,) the first item of each SID or -1, ``legal``
     whether all SIDs exist, ``distinct`` whether none repeats, ``hits`` the number of SIDs with a positive,

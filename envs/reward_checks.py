@@ -88,6 +88,20 @@ def evaluate(
         raise RewardError(_message(name, text, example), name, example) from error
 
 
+def check_total(
+    total: np.ndarray, weights: Mapping[str, float], episodes: Episodes, rollouts: Rollouts, names: Names | None = None
+) -> None:
+    """Raises ``RewardError`` where the weighted sum (B, G) of finite terms is too large to be a finite float32."""
+    try:
+        _finite(total, rollouts.valid)
+    except _Fault as fault:
+        name = " + ".join(weights)
+        said = " + ".join(f"{weight:g} x {term}" for term, weight in weights.items())
+        example = _example(episodes, rollouts, fault.row, fault, names or _numbers)
+        text = f"the weighted sum {said} of finite values is {fault}; use smaller weights"
+        raise RewardError(_message(name, text, example), name, example) from None
+
+
 def explains(reward: Reward) -> bool:
     """Whether a reward's ``explain`` gives its value, too.
 

@@ -6,6 +6,7 @@ sum (``rewards``).
 Symbols as in ``records``: N items, B contexts, G candidates a group, C items a SID, L levels, M targets.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -57,6 +58,21 @@ class RewardContext:
             raise ValueError(f"reward {reward!r} needs RewardContext.{field}, which this run does not have")
         return value
 
+    def unit_embeddings(self, reward: str) -> np.ndarray:
+        """``unit_rows`` of the embeddings, (N, D) float32, read-only: one array for all rewards.
+
+        Raises ``ValueError`` as ``require`` does.
+        """
+        self.require("embeddings", reward)
+        return self._unit_embeddings
+
+    @functools.cached_property
+    def _unit_embeddings(self) -> np.ndarray:
+        assert self.embeddings is not None
+        vectors = unit_rows(self.embeddings)
+        vectors.flags.writeable = False
+        return vectors
+
 
 def is_member(items: np.ndarray, members: np.ndarray) -> np.ndarray:
     """Whether each item (B, G, C) is one of its row's members (B, M); padding never is. (B, G, C) bool."""
@@ -86,7 +102,8 @@ def common_prefix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows (N, D) at length 1, float32; an item without text has a zero vector and stays so: similar to nothing."""
+    """Rows (N, D) at length 1, float32; an item without text has a zero vector (or NaN) and gets a zero one:
+    similar to nothing."""
     vectors = np.asarray(vectors, dtype=np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)

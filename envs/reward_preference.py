@@ -6,6 +6,8 @@ Symbols as in ``records``: B contexts, G candidates a group, C items a SID, T hi
 """
 
 import inspect
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,6 @@ from sidgym.envs.reward_context import (
     common_prefix,
     is_member,
     mean_over_items,
-    unit_rows,
 )
 from sidgym.sid.registry import resolve
 
@@ -31,7 +32,7 @@ class TextRelevance:
     """Largest cosine similarity of an item's text embedding to those of the history's items; 0 without a history."""
 
     def __init__(self, context: RewardContext) -> None:
-        self.unit_vectors = unit_rows(context.require("embeddings", "gated"))
+        self.unit_vectors = context.unit_embeddings("gated")
 
     def __call__(self, history: np.ndarray, items: np.ndarray) -> np.ndarray:
         """(B, K) float32 in [-1, 1]."""
@@ -65,10 +66,10 @@ class GatedPreference:
     """Preference behind a relevance gate, positives anchored to the best of the group (GenRec equations 6 and 7).
 
     ``r_i = 1(s_i > tau) * pref_i``; then a candidate in D+ gets the group's largest ``r``. Where a SID holds several
-    items all quantities are means over them, and the SID is in D+ when one of its items is. A relevance of NaN never
-    passes.
+    items all quantities are means over them, and the SID is in D+ when one of its items is. A relevance or preference
+    of NaN at an item of a valid candidate raises ``ValueError``, whether the gate lets the item pass or not.
 
-    tau: threshold of the gate; choose it by validation. anchor: apply equation 7. gate: False sets every gate open.
+    tau: finite threshold of the gate; choose it by validation. anchor: apply equation 7. gate: False opens every gate.
     preference: ``model`` takes ``RewardContext.preference``; ``package.module:name`` names an object with
         ``score(history (B, T), items (B, K)) -> (B, K) in [0, 1]``, or what makes one from a ``RewardContext`` (a class
         or a function); in code the object itself can be given.
@@ -89,6 +90,7 @@ class GatedPreference:
         preference: str | PreferenceModel = "model",
         relevance: str | Relevance = "text",
     ) -> None:
+        self.check(tau=tau)
         self.preference = preference_model(preference, context)
         self.relevance = relevance_function(relevance, context)
         self.tau = tau
@@ -98,8 +100,11 @@ class GatedPreference:
         self.target_is_best = anchor
 
     @staticmethod
-    def check(preference: Any = "model", relevance: Any = "text", **_: Any) -> None:
-        """Raises ``ValueError`` for a model or relevance that is not known or cannot be imported."""
+    def check(preference: Any = "model", relevance: Any = "text", tau: Any = 0.2, **_: Any) -> None:
+        """Raises ``ValueError`` for a model or relevance that is not known or cannot be imported, and for a threshold
+        that is no finite number."""
+        if not isinstance(tau, numbers.Real) or not math.isfinite(tau):
+            raise ValueError(f"reward 'gated': tau must be a finite number, got {tau!r}; gate = false opens every gate")
         if isinstance(preference, str):
             resolve("preference model", preference, PREFERENCES)
         if isinstance(relevance, str):
@@ -119,6 +124,8 @@ class GatedPreference:
         items = rollouts.items.reshape(shape[0], -1)
         relevance = self.relevance(episodes.history, items).reshape(shape)
         preference = self.preference.score(episodes.history, items).reshape(shape)
+        _refuse_nan("relevance", relevance, rollouts)
+        _refuse_nan("preference", preference, rollouts)
         passed = relevance > self.tau if self.gate else np.ones(shape, dtype=bool)
         parts = {"relevance": relevance, "preference": preference, "passed": passed}
         parts["gated"] = np.where(passed, preference, 0.0)
@@ -134,6 +141,17 @@ class GatedPreference:
         positive = is_member(rollouts.items, episodes.targets).any(axis=-1) & rollouts.valid
         best = np.where(rollouts.valid, gated, 0.0).max(axis=1, keepdims=True)
         return np.where(positive, best, gated)
+
+
+def _refuse_nan(name: str, values: np.ndarray, rollouts: Rollouts) -> None:
+    """Raises ``ValueError`` for NaN (B, G, C) at an item of a valid candidate: a closed gate would hide it."""
+    wrong = np.argwhere(np.isnan(values) & (rollouts.items != PAD_ITEM) & rollouts.valid[:, :, None])
+    if len(wrong):
+        row, candidate, place = wrong[0].tolist()
+        raise ValueError(
+            f"reward 'gated': the {name} of item {rollouts.items[row, candidate, place]} (candidate {candidate}) is "
+            "nan; expected a number for every item, so mend the model or the embeddings it comes from"
+        )
 
 
 def preference_model(choice: str | PreferenceModel, context: RewardContext) -> PreferenceModel:

@@ -17,7 +17,6 @@ from sidgym.envs.reward_context import (
     common_prefix,
     is_member,
     mean_over_items,
-    unit_rows,
     wanted_items,
 )
 
@@ -49,7 +48,10 @@ def rank(
         paper's formula, penalises such groups too.
     denominator: ``paper`` sums over negatives, which then share exactly -1; ``released`` sums over the target's slot
         too, so that negatives share less (-0.836 for a hit at rank 1 of 16).
-    any_positive: every item of D+ (``Episodes.targets``) counts as a target, as pages need it.
+    any_positive: every item of D+ (``Episodes.targets``) counts as a target.
+
+    What a group gets in all does not depend on its negatives (with ``released`` hardly): the sum over a page says
+    nothing of the page, so that pages refuse this reward (``constant_sum``).
     """
     check_choice("rank", "groups", groups, ("hit_only", "all"))
     check_choice("rank", "denominator", denominator, ("paper", "released"))
@@ -162,7 +164,7 @@ class SemanticReward:
     requires = ("embeddings",)
 
     def __init__(self, context: RewardContext) -> None:
-        self.unit_vectors = unit_rows(context.require("embeddings", "semantic"))
+        self.unit_vectors = context.unit_embeddings("semantic")
 
     def __call__(self, episodes: Episodes, rollouts: Rollouts) -> np.ndarray:
         """(B, G) float32 in [0, 1]."""
@@ -201,5 +203,6 @@ class PopularityPenalty:
 rule.target_is_best = True  # type: ignore[attr-defined]
 rank.target_is_best = True  # type: ignore[attr-defined]
 rank.needs_group = True  # type: ignore[attr-defined]
+rank.constant_sum = True  # type: ignore[attr-defined]
 diversity.needs_group = True  # type: ignore[attr-defined]
 legal_format.needs_mode = "free"  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ instances are such callables. Optional attributes of a function or class speak f
 
 - ``needs_group``: meaningless for one candidate, so refused at G = 1.
 - ``needs_mode``: how candidates must be drawn for it to say anything, such as ``"free"``.
+- ``constant_sum``: its values add up to the same whatever the group holds, so refused where the sum over a page pays.
 - ``target_is_best``: the target's value is the highest of its group, when SID and item are one to one.
 - ``requires``: the fields of ``RewardContext`` that it reads, or a static method from its arguments to them.
 - ``check``: a static method that looks at its arguments before any work is done and raises ``ValueError``.
@@ -29,7 +30,7 @@ import numpy as np
 
 from sidgym.envs.records import Episodes, Rollouts
 from sidgym.envs.reward_adapters import TrlReward, VerlReward
-from sidgym.envs.reward_checks import RewardError, evaluate
+from sidgym.envs.reward_checks import RewardError, check_total, evaluate
 from sidgym.envs.reward_context import PreferenceModel, Reward, RewardContext, TruePreference
 from sidgym.envs.reward_preference import GatedPreference, TruePreferenceReward
 from sidgym.envs.reward_terms import (
@@ -58,6 +59,7 @@ __all__ = [
     "TruePreference",
     "TruePreferenceReward",
     "build_reward",
+    "check_page_reward",
     "claims",
     "find_reward",
     "rank",
@@ -139,7 +141,8 @@ def required_fields(term: RewardTerm) -> tuple[str, ...]:
 
 
 def claims(reward: Reward, attribute: str) -> bool:
-    """Whether a reward carries a true ``needs_group`` or ``target_is_best``, looking through ``functools.partial``."""
+    """Whether a reward (a built one, or what ``find_reward`` returns) carries a true ``needs_group``, ``constant_sum``
+    or ``target_is_best``, looking through ``functools.partial``."""
     return bool(getattr(_innermost(reward), attribute, False))
 
 
@@ -210,12 +213,14 @@ class RewardSum:
         """Every term of whole groups, each called once.
 
         Raises ``RewardError`` (a ``ValueError``) for a term that raises or returns anything but finite numbers (B, G)
-        at valid candidates.
+        at valid candidates, and for weights that make their sum anything else.
         """
         told = {name: evaluate(name, r, episodes, rollouts, self._names) for name, r in self.rewards.items()}
         total = np.zeros(rollouts.valid.shape)
-        for name, term in told.items():
-            total += self.weights[name] * term.value
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            for name, term in told.items():
+                total += self.weights[name] * term.value
+        check_total(total, self.weights, episodes, rollouts, self._names)
         return Scores(
             total=np.where(rollouts.valid, total, self.invalid_value).astype(np.float32),
             parts={name: term.value for name, term in told.items()},
@@ -234,3 +239,17 @@ class RewardSum:
         table, catalogue = self.context.table, self.context.catalogue
         ids = catalogue.ids if catalogue is not None else table.item_ids if table is not None else None
         return [str(item) if ids is None or item >= len(ids) else str(ids[item]) for item in items.tolist()]
+
+
+def check_page_reward(reward: RewardSum) -> None:
+    """Refuses terms whose sum over a page says nothing of the page, where that sum is what is earned.
+
+    Raises ``ValueError``. Before anything is built, ``claims(find_reward(term), "constant_sum")`` says the same of a
+    term.
+    """
+    constant = [name for name, term in reward.rewards.items() if claims(term, "constant_sum")]
+    if constant:
+        raise ValueError(
+            f"reward {constant[0]!r} shares out a fixed amount among the items of a page, so that its sum over the "
+            "page does not depend on which items are shown; drop it: it is meant for items as candidates"
+        )

@@ -5,16 +5,14 @@ Spaces and arguments of the environments; what happens stands in ``session_dynam
 """
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from sidgym.envs.logged import reward_sum
+from sidgym.envs.logged import RewardLike, reward_sum
 from sidgym.envs.records import NEGATIVE, ORDER, Catalogue
-from sidgym.envs.reward_context import Reward, RewardContext
-from sidgym.envs.rewards import RewardTerm
+from sidgym.envs.reward_context import RewardContext
 from sidgym.envs.session_dynamics import SessionDynamics
 from sidgym.envs.simulator import SimulatorConfig, Truth
 from sidgym.envs.simulator_world import World, make_world
@@ -26,8 +24,6 @@ DEMONSTRATION = SimulatorConfig(items=200)
 """The world of an environment that is made without arguments."""
 
 _CODES = 16
-
-RewardLike = str | Reward | RewardTerm | Sequence[str | Reward | RewardTerm]
 
 
 class SessionEnv(ScalarView):
@@ -75,7 +71,8 @@ class SessionEnv(ScalarView):
     The sum over the page's S places of the reward that was asked for (``sidgym.envs.rewards.REWARDS``). By default
     ``engagement``: 1 for a click, 2 for an order, -1 for a dislike, 0 otherwise. A reward sees the page as a group of S
     candidates in page order and the shopper's answers as the contexts' ``page``, ``feedback`` and ``play_time``; its
-    targets are the items ordered, then those clicked.
+    targets are the items ordered, then those clicked. ``rank`` is refused: what it gives the places of a page adds up
+    to the same whichever items stand there.
 
     ``info`` after a step, by place: ``items`` (S,) shown, -1 where empty, ``rewards`` (S,), ``feedback`` (S,) and
     ``play_time`` (S,) in seconds; ``legal`` and ``distinct``; ``left``, whether the shopper has left for good;
@@ -99,8 +96,8 @@ class SessionEnv(ScalarView):
     gymnasium.make("SIDGym/Session-v0", config=SimulatorConfig(items=2000), page_size=10)
     ```
 
-    - ``config``: a ``SimulatorConfig``; its world, catalogue and SIDs are made from it. 200 items by default. Users,
-      pages and sessions of the log, ``users`` and ``page_size``, are not used.
+    - ``config``: a ``SimulatorConfig``; its world, catalogue and SIDs are made from it. 200 items by default. The size
+      of the log, ``users`` and ``page_size``, only sets the scale of the popularity that rewards may read.
     - ``world``, ``table``, ``catalogue``: a world at hand with its item-code table, instead of ``config``; the
       catalogue gives titles to ``render`` and may be left out.
     - ``page_size``: items a page, S. ``history``: clicked items that are observed, T.
@@ -170,7 +167,10 @@ def session_store(config: SimulatorConfig = DEMONSTRATION) -> tuple[World, SidTa
     """World, SIDs, catalogue and reward context of a simulated store, without its log; a function of the config.
 
     The world is that of ``simulate(config)``. SIDs come from the items' texts, with 16 codes a level and as many levels
-    as it takes to tell the items apart, one more where items collide. Made once for equal configs.
+    as it takes to tell the items apart, one more where items collide. As there is no log to count in, the context's
+    popularity is the number of impressions that items of the world's popularity get in a log of ``config.users`` users,
+    ``config.sessions`` sessions each, one page of ``config.page_size`` items a session: an expectation, not a whole
+    number, and shown rather than engaged with. Made once for equal configs.
     """
     # Worlds at hand bring their own table and need none of this.
     from sidgym.sid.config import SidConfig
@@ -182,7 +182,8 @@ def session_store(config: SimulatorConfig = DEMONSTRATION) -> tuple[World, SidTa
     levels = max(2, int(np.ceil(np.log(config.items) / np.log(_CODES))))
     table = build_table(embeddings, catalogue.ids, SidConfig(levels=levels, codes=_CODES), config.seed)
     nothing = Truth(world, np.zeros((0, 3), dtype=np.int16), np.zeros(0, dtype=np.int32))
-    context = RewardContext(table, embeddings, truth=nothing, popularity=world.popularity, catalogue=catalogue)
+    impressions = config.users * config.sessions * config.page_size * world.popularity
+    context = RewardContext(table, embeddings, truth=nothing, popularity=impressions, catalogue=catalogue)
     return world, table, catalogue, context
 
 

@@ -18,7 +18,7 @@ import torch
 from sidgym.envs.dynamics import Transition, repeats
 from sidgym.envs.records import CLICK, ORDER, PAD_ITEM, SHOWN, Catalogue, Episodes, Rollouts
 from sidgym.envs.render import context_line, item_title, parts_text, path_text
-from sidgym.envs.rewards import RewardContext, RewardSum, Scores, Term
+from sidgym.envs.rewards import RewardContext, RewardSum, Scores, Term, check_page_reward
 from sidgym.envs.simulator import Shoppers, advance, draw_page, new_shoppers, respond
 from sidgym.envs.simulator_world import World
 from sidgym.sid.table import SidTable
@@ -133,9 +133,13 @@ def play_page(
 
 
 def play_any(
-    world: World, sessions: Sessions, items: np.ndarray, rng: np.random.Generator
+    world: World, sessions: Sessions, items: np.ndarray, rng: np.random.Generator, every_row: bool = False
 ) -> tuple[Sessions, Episodes]:
-    """``play_page`` without its checks: sessions that are over stay over, and use up their random numbers."""
+    """``play_page`` without its checks: sessions that are over stay over, and use up their random numbers.
+
+    With ``every_row`` row u gets the same random numbers whatever is shown, here and in the other rows; see
+    ``simulator.advance``.
+    """
     shoppers = sessions.shoppers
     page = without_repeats(items)
     answer = respond(world, shoppers, page, rng)
@@ -154,7 +158,7 @@ def play_any(
         play_time=answer.play_time,
         taste=shoppers.taste,
     )
-    moved = advance(world, shoppers, page, answer, rng)
+    moved = advance(world, shoppers, page, answer, rng, every_row)
     after = Sessions(moved, np.ascontiguousarray(history), page, answer.feedback, sessions.pages + 1)
     return after, played
 
@@ -179,14 +183,21 @@ def session_rewards(
 
     The one function that environments and learners call. The places of a page are its group, in the order of the page;
     a page is worth the sum over its places, and an empty place is an invalid candidate: 0, unless ``reward`` says
-    otherwise. The SIDs of the group are ``codes`` (B, S, L), or those of the page's items in ``table``; without both
-    they have no codes. Raises ``ValueError`` for episodes without a page.
+    otherwise. The SIDs of the group are ``codes`` (B, S, L), or those of the page's items in ``table``, by default the
+    table that the reward was built with. Raises ``ValueError`` for episodes without a page, and where there are neither
+    codes nor a table: a reward that reads SIDs would take them all for equal.
     """
     page = played.page
     if page is None:
         raise ValueError("session_rewards: expected episodes that play_page returned; these hold no page")
     if codes is None:
-        codes = np.zeros((*page.shape, 0), dtype=np.int64) if table is None else codes_of(page, table)
+        table = reward.context.table if table is None else table
+        if table is None:
+            raise ValueError(
+                "session_rewards: expected a table or codes, as a reward may read SIDs, and the reward's own context "
+                "holds no table; pass table= or build the reward with RewardContext(table)"
+            )
+        codes = codes_of(page, table)
     scores = reward.score(played, shown_page(page, codes))
     return scores.total.sum(axis=1, dtype=np.float64), scores
 
@@ -227,6 +238,7 @@ class SessionDynamics:
             raise ValueError(f"max_pages: expected at least 1, or None for no limit, got {max_pages}")
         self.world, self.table, self.size = world, table, size
         self.reward = reward or RewardSum([Term("engagement")], RewardContext(table), page_size)
+        check_page_reward(self.reward)
         self.page_size, self.history, self.warm_pages, self.max_pages = page_size, history, warm_pages, max_pages
         self.catalogue = catalogue
         self._all = np.arange(size)
@@ -270,9 +282,10 @@ class SessionDynamics:
             "legal": (items != PAD_ITEM).all(axis=1),
             "distinct": (played.page == items).all(axis=1),
             "left": left,
-            **self._numbers(after),
         }
-        return Transition(reward, left, limit, info)
+        # Copies: from these arrays the next page is played, and they are what is rendered.
+        info = {key: value.copy() for key, value in info.items()} | self._numbers(after)
+        return Transition(reward, left.copy(), limit, info)
 
     def observe(self, slots: np.ndarray) -> dict[str, np.ndarray]:
         """Histories and last pages as SIDs, -1 where there is none."""
@@ -313,7 +326,7 @@ class SessionDynamics:
 
     def _numbers(self, sessions: Sessions) -> dict[str, np.ndarray]:
         shoppers = sessions.shoppers
-        return {"user": shoppers.user, "pages": sessions.pages, "session": shoppers.session}
+        return {"user": shoppers.user.copy(), "pages": sessions.pages.copy(), "session": shoppers.session.copy()}
 
     def _open(self, slots: np.ndarray, rng: np.random.Generator) -> Sessions:
         users = rng.integers(_USER_NUMBERS, size=len(slots))

@@ -4,7 +4,7 @@ Four agents choose whole pages. ``RandomPages`` and ``LoggingPages`` (the store'
 before. ``SessionOracle`` knows the world but not the shopper: it filters the taste exactly from the pages seen
 (``taste_filter``) and shows the items of highest expected preference. ``Bound`` knows the taste. ``judge_sessions``
 plays any agent against shoppers that are the same for all of them. Left out: planning; the oracle shows no page only to
-learn from it, so it is a strong mark and not an upper limit, which ``Bound`` is.
+learn from it, so it is a strong mark and not an upper limit, which ``Bound`` is where its conditions hold.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,16 +64,27 @@ class LoggingPages:
 
 
 class Bound:
-    """Knows the taste and shows the S items of highest true preference, best first: no agent earns more.
+    """Knows the taste and shows the S items of highest true preference, best first.
 
-    Clicks, orders and, negatively, dislikes depend on the item through its preference p alone, all monotone in p, and
-    early positions are looked at most: so this page maximises what a page earns under any reward ``engagement`` with
-    order >= click >= 0 >= negative, and also the chance of at least one click. The future depends on the page only
-    through that chance, as a click makes leaving less likely; whether a shopper drifts, or comes back, depends on
-    nothing that is shown. A longer session takes nothing from the later ones, so greedy maximises the undiscounted
-    return. With a discount below 1 a click less can also bring the next session forward; that would pay only if the
-    next session, so brought forward, were worth 1 / (leave_idle - leave_engaged) clicks more than staying: 20 in the
-    default world, out of reach unless the discount is far below 1. Rewards by play time are not covered.
+    Among agents that leave no place empty none has a higher expected return, if the reward is ``engagement`` with
+    order >= click >= dislike_rate * |negative| and negative <= 0 (the default 1, 2, -1 is, in every world), there is no
+    discount, and an episode ends when the shopper leaves. A place that is looked at with probability e earns of an item
+    with preference p, expected,
+
+        e p (click + order_rate p (order - click)) - dislike_rate |negative| (1 - e p) (1 - p).
+
+    That grows with p. By the first condition it also grows with e the faster the larger p is, so that the S highest p,
+    best first, earn most; they have the highest chance of at least one click, too. The future depends on the page only
+    through that chance, as a click makes leaving less likely: whether a shopper drifts, or comes back, depends on
+    nothing that is shown. A longer session takes nothing from the later ones and adds what its pages earn, which is
+    more than 0 unless even the best items are likelier disliked than clicked: so greedy maximises the return.
+
+    Outside these conditions it is a strong mark, not a proven limit. If dislikes weigh more than clicks, the best order
+    is another one. An empty place earns 0, which is more than an item that is likelier disliked than clicked. With a
+    discount below 1, or where ``max_pages`` cuts the episode, a click less can bring the next session forward; that
+    pays only if the session so gained is worth 1 / (leave_idle - leave_engaged) clicks more than staying: 20 in the
+    default world, out of reach unless the discount is far below 1 or the cut is near. Rewards by play time are not
+    covered.
     """
 
     def __init__(self, world: World) -> None:
@@ -93,8 +104,11 @@ class Bound:
 class SessionOracle:
     """Follows each shopper with an exact filter over tastes; shows the S items of highest expected preference.
 
-    What it reads of a page is what any agent may see: items, positions, feedback, play times, and that a session is
-    new. It is ``oracle.BayesReference`` in live sessions; it plans for the next page only.
+    It reads what shoppers do and nothing of what is hidden: items, positions, feedback, play times, and that a session
+    is new. That is more than an observation of ``Session-v0`` holds: every page of the warm-up, where an observation
+    has the clicks and the last page, and play times, which are in ``info`` only and after the warm-up only. So an agent
+    that goes by observations cannot quite reach it, even with a memory of its own. It is ``oracle.BayesReference`` in
+    live sessions; it plans for the next page only.
     """
 
     def __init__(self, world: World) -> None:
@@ -152,11 +166,13 @@ def judge_sessions(
 
     Keys: ``discounted`` (sum of discount ** k times the reward of page k), ``total`` (the same without discount),
     ``pages``, ``clicks`` (orders included), ``orders``, ``sessions``, ``left`` (bool; else ended by ``max_pages``).
-    ``reward`` is ``engagement`` by default; ``table`` is there for rewards that read SIDs.
+    ``reward`` is ``engagement`` by default; another one may read SIDs, which are those of ``table``, by default of the
+    table that the reward was built with. Raises ``ValueError`` where such a reward comes with neither.
 
     Shoppers, warm-up, and the random numbers of page k in row u depend on the seed and not on the agent, so that two
-    agents may be compared in pairs.
+    agents may be compared in pairs: where row u drifts after page k under both, it drifts to the same shelf.
     """
+    needs_no_table = reward is None and table is None  # the default reward reads no SIDs
     reward = reward or RewardSum([Term("engagement")], RewardContext(table), page_size)
     sessions, warm = open_with_pages(world, users, history, page_size, warm_pages, np.random.default_rng([seed, 0]))
     if hasattr(agent, "begin"):
@@ -169,9 +185,10 @@ def judge_sessions(
         pages = np.full((len(users), page_size), PAD_ITEM, dtype=np.int64)
         pages[going] = agent.choose(sessions.take(going), choices)
         # Shoppers who have left are played along with empty pages: row u always gets the same random numbers.
-        sessions, everything = play_any(world, sessions, pages, np.random.default_rng([seed, 2, step]))
+        sessions, everything = play_any(world, sessions, pages, np.random.default_rng([seed, 2, step]), every_row=True)
         played, after = everything.take(going), sessions.take(going)
-        worth, _ = session_rewards(played, reward, table)
+        codes = np.zeros((len(going), page_size, 0), dtype=np.int64) if needs_no_table else None
+        worth, _ = session_rewards(played, reward, table, codes)
         assert played.feedback is not None
         out["discounted"][going] += discount**step * worth
         out["total"][going] += worth

@@ -229,8 +229,19 @@ def respond(world: World, shoppers: Shoppers, page: np.ndarray, rng: np.random.G
     return Feedback(feedback, play_time)
 
 
-def advance(world: World, shoppers: Shoppers, page: np.ndarray, answer: Feedback, rng: np.random.Generator) -> Shoppers:
-    """Shoppers after a page: clicks are remembered, some leave, and who comes back starts a session and may drift."""
+def advance(
+    world: World,
+    shoppers: Shoppers,
+    page: np.ndarray,
+    answer: Feedback,
+    rng: np.random.Generator,
+    every_row: bool = False,
+) -> Shoppers:
+    """Shoppers after a page: clicks are remembered, some leave, and who comes back starts a session and may drift.
+
+    ``every_row`` draws a new shelf for those who do not drift, too, so that the random numbers of a row do not depend
+    on what became of the other rows. The law is the same; the log draws only what it needs.
+    """
     config, rows = world.config, np.arange(len(shoppers))
     click = answer.feedback >= CLICK
     clicked = shoppers.clicked * config.history_decay
@@ -242,7 +253,9 @@ def advance(world: World, shoppers: Shoppers, page: np.ndarray, answer: Feedback
     returns = ends & ~done
     jumps = returns & (rng.random(len(rows)) < config.drift)
     taste = shoppers.taste.copy()
-    taste[jumps, 1] = _draw_current_shelf(world, taste[jumps, 0], rng)
+    drawn = np.ones_like(jumps) if every_row else jumps
+    shelf = _draw_current_shelf(world, taste[drawn, 0], rng)
+    taste[jumps, 1] = shelf[jumps] if every_row else shelf
     gap = 3600 * (1 + rng.exponential(config.gap_hours, size=len(rows)))
     return replace(
         shoppers,

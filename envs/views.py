@@ -144,10 +144,8 @@ class VectorView(VectorEnv[dict[str, Any], Any, np.ndarray]):
         ended = self._all[self._ended]
         still = ~self._ended
         final = {"final_obs": _spread(self.dynamics.observe(ended), ended, self.num_envs)}
-        final["final_info"] = {key: value & self._ended if key[0] == "_" else value for key, value in info.items()}
-        kept: dict[str, Any] = {}
-        if still.any():
-            kept = {key: value & still if key[0] == "_" else value for key, value in info.items()}
+        final["final_info"] = _only(info, self._ended)
+        kept = _only(info, still) if still.any() else {}
         begun = _spread(self.dynamics.begin(ended, self.np_random, {}), ended, self.num_envs)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         marked = {f"_{key}": ~still for key in final}
@@ -202,6 +200,17 @@ def _spread(arrays: dict[str, np.ndarray], slots: np.ndarray, size: int) -> dict
         out[key][slots] = rows
         out[f"_{key}"] = np.zeros(size, dtype=bool)
         out[f"_{key}"][slots] = True
+    return out
+
+
+def _only(info: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    """A spread info of the given rows (bool, one a slot), zeros and False masks elsewhere, as ``_spread`` has them."""
+    if rows.all():
+        return info
+    out = {}
+    for key, value in info.items():
+        out[key] = value.copy()
+        out[key][~rows] = 0
     return out
 
 

@@ -180,6 +180,8 @@ def _check_reward(config: RunConfig, name: str, rl: RlConfig, term: RewardConfig
     mode = required_mode(reward)
     if mode and rl.mode != mode:
         raise ValueError(f"{name}: reward {term.name!r} needs rl.mode = {mode!r}, got {rl.mode!r}")
+    if claims(reward, "constant_sum"):
+        _check_constant_sum(name, rl, term.name)
     if not claims(reward, "needs_group"):
         return
     field = "group_size" if rl.environment == "next_item" else "page_size"
@@ -188,9 +190,18 @@ def _check_reward(config: RunConfig, name: str, rl: RlConfig, term: RewardConfig
             f"{name}: reward {term.name!r} compares candidates with each other; expected {field} of at least 2, got "
             f"{getattr(rl, field)}"
         )
+
+
+def _check_constant_sum(name: str, rl: RlConfig, term: str) -> None:
+    """Refuses a reward that hands out a fixed sum where only the sum would count."""
+    if rl.environment != "next_item":
+        raise ValueError(
+            f"{name}: reward {term!r} shares a fixed sum among the items of a page, so it says nothing of the page; "
+            f"use another reward with rl.environment = {rl.environment!r}, for example rule with any_positive"
+        )
     if rl.select_by == "reward":
         raise ValueError(
-            f"{name}: select_by = 'reward' cannot judge by reward {term.name!r}, whose mean over a group is the same "
+            f"{name}: select_by = 'reward' cannot judge by reward {term!r}, whose mean over a group is the same "
             "for every policy; use ndcg@10 or last"
         )
 

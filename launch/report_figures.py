@@ -21,8 +21,7 @@ _SFT_PANELS = (
 )
 _RL_PANELS = (
     ("reward", "Reward", "mean reward of a candidate"),
-    ("eval/reward", "Validation reward", "mean reward of the top 10"),
-    ("eval/session_return", "Validation sessions", "discounted return of a session"),
+    ("eval/reward", "Validation reward", "of the top 10, a page or a session"),
     ("eval/ndcg@10", "Validation NDCG@10", "NDCG@10"),
     ("eval/hr@10", "Validation HR@10", "HR@10"),
     ("eval/preference@10", "Validation preference", "preference of the top 10"),

@@ -74,7 +74,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "rl.combine": ("sum", "each"),
     "rl.environment": ("next_item", "page", "session"),
     "rl.normalise": ("trie", "vocab"),
-    "rl.select_by": ("reward", "ndcg@10", "session_return", "last"),
+    "rl.select_by": ("reward", "ndcg@10", "last"),
     "rl.backend": ("rllib", "torch"),
     "log.wandb": ("offline", "online", "disabled"),
 }
@@ -207,8 +207,8 @@ def _rl_faults(rl: RlConfig, where: str) -> Iterator[str]:
 
 
 def _page_faults(rl: RlConfig, where: str, data: DataConfig) -> Iterator[str]:
-    if rl.select_by == "session_return" and rl.environment != "session":
-        yield f"{where}.select_by: 'session_return' is known with environment = 'session' only, got {rl.environment!r}"
+    if rl.mode == "stochastic_beam" and rl.normalise != "trie":
+        yield f"{where}.normalise: stochastic_beam draws from the SIDs of the trie; take 'trie', got {rl.normalise!r}"
     if rl.environment == "session" and rl.nll_weight > 0:
         yield f"{where}.nll_weight: a session has no logged targets to be likely; expected 0, got {rl.nll_weight:g}"
     if rl.environment not in ("page", "session"):

@@ -82,8 +82,17 @@ def test_page_log_probabilities_are_a_distribution_over_ordered_pages():
     pages = torch.stack([logp[list(order)] for order in permutations(range(7), 3)])
     # The law of one SID cut in two codes must not matter.
     whole = page_logp(torch.stack([0.3 * pages, 0.7 * pages], -1))
-    assert whole.shape == (210, 6)
+    assert whole.shape == (210, 3)
     assert float(whole.sum(-1).exp().sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_ratios_of_pages_average_to_one_at_every_place():
+    """What a term of the KL estimator and clipping need: each place is a conditional distribution of its own."""
+    old, new = torch.log_softmax(torch.randn(2, 6, generator=torch.Generator().manual_seed(1)), -1)
+    orders = [list(order) for order in permutations(range(6), 3)]
+    drawn, other = (page_logp(torch.stack([values[order] for order in orders])[..., None]) for values in (old, new))
+    ratio = (drawn.sum(-1, keepdim=True).exp() * (other - drawn).exp()).sum(0)
+    torch.testing.assert_close(ratio, torch.ones(3), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("environment", ["page", "session"])
@@ -115,6 +124,25 @@ def test_a_page_earns_the_positives_that_it_holds():
             assert len(set(items[row, page])) == 3
             assert found.total[row, page] == len(set(items[row, page]) & set(episodes.targets[row]))
     np.testing.assert_array_equal(found.terms["rule"], found.total)
+
+
+def test_what_cancels_is_no_signal():
+    """The rounding of a sum must not become an advantage of full size."""
+    _, episodes, _, engine = page_world()
+    terms = tuple(RewardConfig("rule", weight, {"any_positive": True}) for weight in (0.1, 0.2, -0.3))
+    reward = RewardSum(terms, RewardContext(), PAGE.page_size)
+    found = ANSWERS["page"](episodes, engine, reward, PAGE, 0)
+    assert found.terms["rule"].std() > 0
+    assert (advantages(found, reward.weights, PAGE) == 0).all()
+    assert (found.figures["audit/all_equal"] == 1).all()
+
+
+def test_a_page_that_leaves_nothing_over_is_counted():
+    policy, episodes, reward, _ = page_world()
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight.mul_(100.0)
+    figures = ANSWERS["page"](episodes, TorchEngine(policy, 4), reward, PAGE, 0).figures
+    assert figures["rollout/page_exhausted"].max() > 0
 
 
 def test_pages_learn_the_positives():

@@ -1,7 +1,11 @@
-"""One worker and four workers, each a process of its own, give the same bits for every registered reward."""
+"""One worker and four workers, each a process of its own, give the same bits for every registered reward.
+
+The bits are those of what is learned from and of what the candidates earned, in all and term by term; where everybody
+earned the same there would be nothing to compare, so every reward has a group that teaches.
+"""
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,29 +14,61 @@ import numpy as np
 import pytest
 from toy import toy_policy
 
+from sidgym.agents.candidates import ANSWERS, Candidates
 from sidgym.agents.checkpoint import save_policy
 from sidgym.agents.config import RewardConfig, RlConfig
+from sidgym.agents.engine import TorchEngine
+from sidgym.agents.policy import Policy
 from sidgym.agents.rl import RlTask, save_episodes
 from sidgym.agents.rllib_parts import ChunkSampler, collect
-from sidgym.agents.update import GroupBatch
+from sidgym.agents.update import GroupBatch, apply_gradients, group_loss, make_optimizer, rollout_groups
 from sidgym.envs.logged import demonstration_store
 from sidgym.envs.preference import LoggedPreference
-from sidgym.envs.rewards import REWARDS, Term, find_reward, required_mode
+from sidgym.envs.records import Episodes
+from sidgym.envs.rewards import REWARDS, RewardContext, RewardSum, Term, find_reward, required_mode
 from sidgym.envs.simulator import SimulatorConfig, simulate
+from sidgym.sid.table import SidTable
 
-WORKERS = 4
+WORKERS, SEED = 4, 7
 ARGS = {"trl": {"function": "toy:trl_length"}, "verl": {"function": "toy:verl_match"}}
 """What a reward cannot do without."""
 
 _samplers: dict[str, ChunkSampler] = {}
 
 
-def answer(task: RlTask, request: dict):
-    """What a worker does with a request; its sampler stays in the process."""
+def sampler(task: RlTask) -> ChunkSampler:
+    """The sampler of this process; it stays, as in a worker."""
     if repr(task) not in _samplers:
         _samplers.clear()
         _samplers[repr(task)] = ChunkSampler(task)
-    return _samplers[repr(task)].sample_remotely(**request)
+    return _samplers[repr(task)]
+
+
+def answer(task: RlTask, request: dict):
+    """What a worker does with a request."""
+    return sampler(task).sample_remotely(**request)
+
+
+def candidates(task: RlTask, rows: np.ndarray) -> Candidates:
+    """What is drawn for a chunk of contexts and what it earns."""
+    own = sampler(task)
+    return ANSWERS[task.config.environment](own.contexts.take(rows), own.engine, own.reward, task.config, SEED)
+
+
+def warmed_up(table: SidTable, episodes: Episodes) -> Policy:
+    """A policy that writes some SIDs that exist and some that do not when it writes freely, and hits at times."""
+    policy = toy_policy(table, scale=2.0)
+    config = RlConfig(
+        rewards=(), objective="nll", nll_weight=1.0, normalise="vocab", lr=1e-2, warmup_steps=0, chunk=20, group_size=2
+    )
+    engine, reward = TorchEngine(policy, 20, "vocab"), RewardSum((), RewardContext(table), 2)
+    optimizer = make_optimizer(policy, config)
+    for step in range(20):
+        batch, _ = rollout_groups(episodes, engine, reward, config, step)
+        optimizer.zero_grad()
+        group_loss(policy, batch, config)[0].backward()
+        apply_gradients(policy, optimizer, config, step)
+    return policy
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +86,9 @@ def task(tmp_path_factory) -> RlTask:
     folder = tmp_path_factory.mktemp("run")
     store = demonstration_store(users=40, items=60, history=6, seed=0)
     log = simulate(SimulatorConfig(users=40, items=60, seed=0))
-    save_policy(folder / "sft", toy_policy(store.table, scale=4.0), {"history": 6})
-    save_episodes(folder / "contexts.npz", store.episodes.take(slice(0, 20)))
+    contexts = store.episodes.take(slice(0, 20))
+    save_policy(folder / "sft", warmed_up(store.table, contexts), {"history": 6})
+    save_episodes(folder / "contexts.npz", contexts)
     np.save(folder / "embeddings.npy", store.context.embeddings)
     np.save(folder / "popularity.npy", np.bincount(log.interactions.positives().item, minlength=60))
     log.truth.save(folder / "truth")
@@ -71,7 +108,37 @@ def sampled(task: RlTask, pool: list[ProcessPoolExecutor]):
         waiting = [pool[worker].submit(answer, task, request) for worker, request in zip(chosen, requests)]
         return [future.result() for future in waiting]
 
-    return collect(np.arange(20), 7, local, lambda: list(range(len(pool))), ask, lambda: None)
+    return collect(np.arange(20), SEED, local, lambda: list(range(len(pool))), ask, lambda: None)
+
+
+def earned(task: RlTask, pool: list[ProcessPoolExecutor]) -> list[Candidates]:
+    """The candidates of every chunk, chunk k by worker k mod 4, or by this process if there are none."""
+    width = task.config.chunk
+    chunks = [np.arange(start, min(start + width, 20)) for start in range(0, 20, width)]
+    if not pool:
+        return [candidates(task, rows) for rows in chunks]
+    waiting = [pool[k % len(pool)].submit(candidates, task, rows) for k, rows in enumerate(chunks)]
+    return [future.result() for future in waiting]
+
+
+def same_candidates(one: list[Candidates], many: list[Candidates], terms: Sequence[str]) -> None:
+    for mine, other in zip(one, many, strict=True):
+        assert list(mine.terms) == list(other.terms) == list(terms)
+        for name in ("codes", "valid", "logp", "total"):
+            same_bits(getattr(mine, name), getattr(other, name), name)
+        for kind in ("terms", "figures"):
+            ours, theirs = getattr(mine, kind), getattr(other, kind)
+            assert ours.keys() == theirs.keys()
+            for name, values in ours.items():
+                same_bits(values, theirs[name], name)
+    for name in terms:
+        values = np.concatenate([found.terms[name] for found in one])
+        assert np.ptp(values, axis=1).max() > 0, f"{name} tells no two candidates of a group apart"
+
+
+def same_bits(one: np.ndarray, other: np.ndarray, name: str) -> None:
+    assert (one.dtype, one.shape) == (other.dtype, other.shape), name
+    assert one.tobytes() == other.tobytes(), name
 
 
 def same(one, many) -> None:
@@ -91,6 +158,8 @@ def test_four_workers_give_the_bits_of_one(task, pool, name):
     one, many = sampled(here, []), sampled(here, pool)
     same(one, many)
     assert f"rewards/{name}/mean" in one[1]
+    assert np.abs(one[0].advantage).max() > 0, "there is nothing to compare where no group teaches"
+    same_candidates(earned(here, []), earned(here, pool), [name])
 
 
 @pytest.mark.slow
@@ -102,6 +171,7 @@ def test_four_workers_give_the_bits_of_one_for_pages(task, pool, environment):
     one = sampled(here, [])
     same(one, sampled(here, pool))
     assert np.abs(one[0].advantage).max() > 0
+    same_candidates(earned(here, []), earned(here, pool), ["engagement", "diversity"])
 
 
 def test_the_pool_is_what_answers(task, pool):

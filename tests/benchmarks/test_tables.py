@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sidgym.benchmarks.summary import validate_summary
-from sidgym.benchmarks.tables import RESULTS, readme
+from sidgym.benchmarks.tables import RESULTS, SCRIPTS, readme
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -17,7 +17,10 @@ def test_readme_quotes_the_stored_results():
     assert readme() in README.read_text(), "regenerate that part with sidgym.benchmarks.tables.readme()"
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+PIPELINES = sorted(path for path in RESULTS.glob("*.json") if path.stem not in SCRIPTS)
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
 def test_stored_results_follow_the_schema(path):
     result = json.loads(path.read_text())
     validate_summary(result)
@@ -35,3 +38,31 @@ def test_the_demonstration_holds_in_each_seed():
         percent = seed["percent_of_oracle"]
         for metric in ("preference@1", "preference@10"):
             assert percent["rl"][metric] - percent["sft"][metric] >= 10
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_stored_figures_of_scripts_are_full_ones(name):
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    assert result["benchmark"] == name
+    assert result["quick"] is False
+    assert result["machine"]
+
+
+def test_the_environments_are_as_fast_as_promised():
+    result = json.loads((RESULTS / "environments.json").read_text())
+    assert result["next_item_vs_sync"] >= 50
+    assert result["session_vs_sync"] >= 20
+    assert result["step_10m_vs_10k"] < 1.5
+
+
+@pytest.mark.parametrize("name", ["next_token_sb3", "next_token_rllib"])
+def test_agents_of_other_projects_learn_in_every_seed(name):
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    assert len(result["runs"]) >= 3
+    assert min(run["percent_of_oracle"] for run in result["runs"]) >= 90
+
+
+def test_training_in_sessions_beats_its_start_in_every_seed():
+    result = json.loads((RESULTS / "sessions.json").read_text())
+    assert len(result["runs"]) >= 3
+    assert all(run["differences"]["rl_minus_sft"]["low"] > 0 for run in result["runs"])

@@ -77,6 +77,18 @@ def test_a_group_is_ranked_in_the_given_order() -> None:
     assert reward == pytest.approx(np.mean(expected))
 
 
+def test_the_mean_of_a_group_hides_what_rule_and_rank_say_of_its_candidates() -> None:
+    env = make(reward=["rule", "rank"], group_size=3)
+    told = []
+    for group in ([[1, 2], [0, 1], [0, 0]], [[1, 2], [1, 2], [0, 0]]):
+        env.reset(options={"row": 1})
+        _, reward, _, _, info = env.step(np.array(group))
+        assert reward == pytest.approx(0, abs=1e-7)
+        told.append(info["rewards"])
+    assert told[0][1] == 1 > 0 > told[0].min()
+    assert not told[1].any()
+
+
 def test_answer_is_the_environment_for_many_contexts_at_once() -> None:
     reward = RewardSum([Term("rule"), Term("rank")], RewardContext(), 3)
     codes = TABLE.codes[np.random.default_rng(0).integers(0, 4, (3, 3))]

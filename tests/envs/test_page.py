@@ -69,16 +69,29 @@ def test_the_logged_page_can_be_the_reward() -> None:
     assert liked > clicked > 0 > disliked
 
 
-def test_the_page_is_the_group_of_the_rank_reward() -> None:
-    env = PageVectorEnv(2, EPISODES, TABLE, reward=["rule", "rank"], page_size=3)
+def test_the_page_is_the_group_of_rewards_that_compare() -> None:
+    env = PageVectorEnv(2, EPISODES, TABLE, reward="diversity", page_size=3)
     env.reset(options={"row": 0})
-    _, reward, _, _, info = env.step(np.array([[A, B, CD], [B, CD, A]]))
+    _, reward, _, _, info = env.step(np.array([[A, B, CD], [CD, E, A]]))
     rewards = info["final_info"]["rewards"]
-    np.testing.assert_allclose(reward, rewards.sum(axis=1))
-    np.testing.assert_allclose(reward, [0.0, 0.0], atol=1e-6)
-    assert rewards[1, 0] < rewards[1, 1] < 0 < rewards[1, 2]
-    with pytest.raises(ValueError, match=r"'rank'.*group_size"):
-        make(reward="rank", page_size=1)
+    # Two SIDs of a page share their first code of two, which is half a SID with one of the two others.
+    np.testing.assert_allclose(rewards, [[0.75, 0.75, 1], [0.75, 0.75, 1]])
+    np.testing.assert_allclose(reward, [2.5, 2.5])
+    with pytest.raises(ValueError, match=r"'diversity'.*group_size"):
+        make(reward="diversity", page_size=1)
+
+
+def test_the_place_on_the_page_is_the_rank() -> None:
+    env = make(reward=lambda episodes, rollouts: rollouts.rank * 1.0)
+    env.reset(options={"row": 0})
+    np.testing.assert_array_equal(env.step(np.array([CD, A, B]))[4]["rewards"], [1, 2, 3])
+
+
+def test_a_reward_that_adds_up_to_the_same_is_refused() -> None:
+    terms = [Term("rule"), Term("rank", 0.5, {"any_positive": True})]
+    for build in (make, lambda **settings: PageVectorEnv(2, EPISODES, TABLE, page_size=3, **settings)):
+        with pytest.raises(ValueError, match="'rank' shares out a fixed amount"):
+            build(reward=terms)
 
 
 def test_rendering_lists_the_page_and_what_was_wanted() -> None:

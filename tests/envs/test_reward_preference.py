@@ -1,5 +1,6 @@
 """The gated preference reward and the simulator's truth, against numbers computed by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,16 @@ import pytest
 from reward_cases import TABLE, FixedPreference, context, make_episodes, make_rollouts, values
 
 from sidgym.envs.records import PAD_ITEM, Episodes
-from sidgym.envs.rewards import RewardContext, Term, build_reward, find_reward, required_fields
+from sidgym.envs.rewards import (
+    GatedPreference,
+    RewardContext,
+    RewardError,
+    RewardSum,
+    Term,
+    build_reward,
+    find_reward,
+    required_fields,
+)
 
 # Item 0 points along x, item 1 along y, item 2 is between, item 3 has no text, item 4 is opposite to item 0.
 VECTORS = np.array([[1, 0], [0, 2], [3, 3], [0, 0], [-1, 0], [0.5, 0]], dtype=np.float32)
@@ -42,11 +52,56 @@ def test_anchor_lifts_positives_to_the_best_of_the_group() -> None:
     np.testing.assert_allclose(gated(anchor=False)(episodes, rollouts), [[0, 0.1, 0.25, 0, 0]], atol=1e-6)
 
 
-def test_a_text_embedding_of_nan_never_passes_the_gate() -> None:
+def test_a_text_embedding_of_nan_is_no_text() -> None:
     vectors = np.array([[1, 0], [np.nan, 1]], dtype=np.float32)
     reward: Any = build_reward(Term("gated"), RewardContext(embeddings=vectors, preference=FixedPreference()))
     told = reward.explain(make_episodes([[5]], [[0, 1]]), make_rollouts([[0, 1]]))
+    np.testing.assert_array_equal(told["relevance"], [[1, 0]])
     np.testing.assert_array_equal(told["passed"], [[1, 0]])
+
+
+class NanAtTwo:
+    """A broken model, of preference or of relevance: NaN at item 2 and at padding."""
+
+    def score(self, history: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return np.where((items == 2) | (items == PAD_ITEM), np.nan, 0.5)
+
+
+@pytest.mark.parametrize("what", ["relevance", "preference"])
+@pytest.mark.parametrize("gate", [{"tau": -2.0}, {"tau": 2.0}, {"gate": False}])
+def test_nan_is_refused_whether_the_gate_is_open_or_closed(what: str, gate: dict[str, Any]) -> None:
+    broken = NanAtTwo() if what == "preference" else NanAtTwo().score
+    given = RewardContext(TABLE, VECTORS, preference=FixedPreference())
+    total = RewardSum([Term("gated", args={**gate, what: broken})], given, 2)
+    history = [[PAD_ITEM, 0], [PAD_ITEM, 0]]
+    items = [[[0, -1], [1, -1]], [[1, -1], [5, 2]]]
+    with pytest.raises(RewardError, match=rf"the {what} of item 2 \(candidate 1\) is nan") as caught:
+        total(make_episodes([[0], [0]], history), make_rollouts(items))
+    assert (caught.value.reward, caught.value.example["row"]) == ("gated", 1)
+    # Neither padding nor a candidate that is not valid has a say.
+    rollouts = make_rollouts([[[0, -1], [1, -1]], [[1, -1], [-1, -1]]])
+    assert np.isfinite(total(make_episodes([[0], [0]], history), rollouts)[0]).all()
+    asked = replace(make_rollouts(items), valid=np.array([[True, True], [True, False]]))
+    assert np.isfinite(total(make_episodes([[0], [0]], history), asked)[0]).all()
+
+
+@pytest.mark.parametrize("tau", [float("nan"), float("inf"), "0.2", None])
+def test_the_threshold_is_a_finite_number(tau: Any) -> None:
+    with pytest.raises(ValueError, match="'gated': tau must be a finite number"):
+        find_reward(Term("gated", args={"tau": tau}))
+    with pytest.raises(ValueError, match="'gated': tau must be a finite number"):
+        GatedPreference(context(), tau=tau)
+
+
+def test_normalised_embeddings_are_made_once() -> None:
+    given = context()
+    terms = [Term("semantic"), Term("gated"), Term("gated", args={"tau": 0.5})]
+    arrays = [getattr(reward, "relevance", reward).unit_vectors for reward in (build_reward(t, given) for t in terms)]
+    assert arrays[0] is arrays[1] is arrays[2]
+    np.testing.assert_allclose(np.linalg.norm(arrays[0], axis=1), 1, rtol=1e-6)
+    with pytest.raises(ValueError, match="read-only"):
+        arrays[0][:] = 0
+    assert build_reward(Term("semantic"), context()).unit_vectors is not arrays[0]
 
 
 def test_relevance_by_prefix_needs_no_texts() -> None:

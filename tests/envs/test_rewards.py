@@ -22,6 +22,7 @@ from sidgym.envs.rewards import (
     Scores,
     Term,
     build_reward,
+    check_page_reward,
     claims,
     find_reward,
     required_mode,
@@ -205,6 +206,28 @@ def test_sum_says_which_reward_is_wrong(output: Any, message: str) -> None:
 def test_nan_at_an_invalid_candidate_is_no_error() -> None:
     total, _ = RewardSum.of(lambda *_: np.array([[1.0, np.nan]]), 2)(make_episodes([[1]]), make_rollouts([[1, -1]]))
     np.testing.assert_array_equal(total, [[1, 0]])
+
+
+def huge(episodes: Episodes, rollouts: Rollouts) -> np.ndarray:
+    return np.where(rollouts.item == 2, 3e38, 1.0)
+
+
+def test_weights_that_make_the_sum_infinite_are_an_error_of_their_terms() -> None:
+    total = RewardSum([Term("rule"), Term(f"{__name__}:huge", 1000.0)], context(), 2)
+    with pytest.raises(RewardError, match="inf at row 1, candidate 0, and at 1 of 4") as caught:
+        total(make_episodes([[1], [2]]), make_rollouts([[5, 7], [2, 5]]))
+    assert f"the weighted sum 1 x rule + 1000 x {__name__}:huge of finite values" in str(caught.value)
+    assert caught.value.reward == f"rule + {__name__}:huge"
+    assert (caught.value.example["user"], caught.value.example["items"]) == (1, ["i02"])
+
+
+def test_rewards_of_a_fixed_sum_are_refused_for_pages() -> None:
+    fixed = {name for name in REWARDS if claims(find_reward(Term(name, args=ARGS.get(name, {}))), "constant_sum")}
+    assert fixed == {"rank"}
+    check_page_reward(RewardSum([Term("rule"), Term("diversity")], context(), 2))
+    for term in (Term("rank"), Term("rank", args={"any_positive": True})):
+        with pytest.raises(ValueError, match="'rank' shares out a fixed amount"):
+            check_page_reward(RewardSum([Term("rule"), term], context(), 2))
 
 
 def breaks_on_seven(episodes: Episodes, rollouts: Rollouts) -> np.ndarray:

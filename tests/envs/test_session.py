@@ -145,7 +145,8 @@ def test_many_slots_begin_anew_by_themselves() -> None:
 
 
 def test_rewards_by_name_term_and_component() -> None:
-    terms = [Term("engagement", 1.0), Term("true_preference", 0.5), Term("rank", 1.0), Term("diversity", 0.1)]
+    terms = [Term("engagement", 1.0), Term("true_preference", 0.5), Term("popularity_penalty", 1.0)]
+    terms.append(Term("diversity", 0.1))
     env = SessionEnv(SimulatorConfig(items=60), reward=terms, render_mode="ansi")
     assert env.render() == "no episode yet: call reset()"
     env.reset(seed=2)
@@ -177,4 +178,21 @@ def test_the_world_is_that_of_the_log() -> None:
     with pytest.raises(ValueError, match="both world and table"):
         SessionEnv(CONFIG, world=world, table=table)
     with pytest.raises(ValueError, match="group"):
-        SessionEnv(CONFIG, page_size=1, reward="rank")
+        SessionEnv(CONFIG, page_size=1, reward="diversity")
+
+
+def test_a_reward_that_adds_up_to_the_same_is_refused() -> None:
+    for make in (SessionEnv, lambda *args, **settings: SessionVectorEnv(2, *args, **settings)):
+        with pytest.raises(ValueError, match="'rank' shares out a fixed amount"):
+            make(CONFIG, reward=["engagement", "rank"])
+
+
+def test_popularity_is_counts_of_impressions() -> None:
+    """Not shares of 1, of which log(1 + n) would be next to linear."""
+    world, _, _, context = session_store(CONFIG)
+    assert context.popularity is not None
+    assert context.popularity.sum() == pytest.approx(CONFIG.users * CONFIG.sessions * CONFIG.page_size)
+    np.testing.assert_array_equal(np.argsort(context.popularity), np.argsort(world.popularity))
+    # The log has about as many a page: its sessions are longer.
+    log = simulate(CONFIG).interactions
+    assert 0.2 < context.popularity.sum() / len(log) <= 1.5

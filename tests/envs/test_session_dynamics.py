@@ -212,6 +212,41 @@ def test_codes_of_a_page_reach_the_reward_empty_places_as_invalid(world: World) 
     np.testing.assert_array_equal(rollouts.rank, np.tile([1, 4, 2, 3], (20, 1)))  # type: ignore[attr-defined]
 
 
+def test_sids_are_never_made_up(world: World) -> None:
+    _, played = play_page(world, _open(world, 30), _pages(30, 8), np.random.default_rng(0))
+    term = Term("prefix", args={"any_positive": True})
+    built = RewardSum([term], RewardContext(TABLE), 4)
+    worth, _ = session_rewards(played, built, TABLE)
+    assert worth.max() > 0
+    np.testing.assert_array_equal(session_rewards(played, built)[0], worth)  # the table of its own context
+    with pytest.raises(ValueError, match="expected a table or codes"):
+        session_rewards(played, RewardSum([Term("diversity")], RewardContext(), 4))
+
+
+def test_infos_are_nobody_elses(world: World) -> None:
+    """Writing into what a step gave out changes no observation, page, number or text that follows."""
+
+    def life(write: bool) -> list[object]:
+        dynamics, rng, slots = (
+            SessionDynamics(world, TABLE, size=3, page_size=4, history=6),
+            np.random.default_rng(0),
+            3,
+        )
+        given = list(dynamics.begin(np.arange(slots), rng, {}).values())
+        out: list[object] = []
+        for step in range(5):
+            for value in given if write else []:
+                value[...] = 1
+            out += [dynamics.observe(np.arange(slots)), dynamics.render(0), dynamics.sessions.done.copy()]
+            dynamics.begin(np.flatnonzero(dynamics.sessions.done), rng, {})
+            moved = dynamics.step(np.arange(slots), CODES[_pages(slots, step)], rng)
+            given = [moved.reward, moved.terminated, moved.truncated, *moved.info.values()]
+            out.append([value.copy() for value in given])
+        return out
+
+    assert repr(life(write=True)) == repr(life(write=False))
+
+
 def test_slots_move_apart_from_each_other_and_give_out_fresh_arrays(world: World) -> None:
     dynamics = SessionDynamics(world, TABLE, size=6, page_size=4, history=6)
     rng, all_slots, some = np.random.default_rng(0), np.arange(6), np.array([1, 4])
@@ -234,3 +269,5 @@ def test_slots_move_apart_from_each_other_and_give_out_fresh_arrays(world: World
         SessionDynamics(world, SidTable(CODES[:59], (8, 8), TABLE.item_ids[:59]))
     with pytest.raises(ValueError, match="max_pages"):
         SessionDynamics(world, TABLE, max_pages=0)
+    with pytest.raises(ValueError, match="'rank' shares out a fixed amount"):
+        SessionDynamics(world, TABLE, RewardSum([Term("rank")], RewardContext(TABLE), 4), page_size=4)

@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sidgym.envs import session_oracle
 from sidgym.envs.oracle import BayesReference, percent_of_oracle
 from sidgym.envs.records import Episodes, Interactions
-from sidgym.envs.rewards import RewardSum
-from sidgym.envs.session_dynamics import Sessions, open_sessions, open_with_pages, play_page
+from sidgym.envs.rewards import RewardContext, RewardSum, Term
+from sidgym.envs.session_dynamics import Sessions, open_sessions, open_with_pages, play_any, play_page
 from sidgym.envs.session_oracle import AGENTS, Bound, RandomPages, SessionOracle, judge_sessions, session_marks
 from sidgym.envs.simulator import SimulatorConfig, Truth, World, make_world
+from sidgym.sid.table import SidTable
 
 CONFIG = SimulatorConfig(items=120)
 
@@ -122,6 +124,46 @@ def test_all_agents_meet_the_same_shoppers_and_runs_repeat(world: World) -> None
     assert (other["clicks"] != again["clicks"]).any()
 
 
+@pytest.mark.parametrize("other", ["random", "oracle"])
+def test_tastes_are_the_same_whatever_was_shown(world: World, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as a shopper's sessions began on the same pages under two agents, the taste is the same under both."""
+    seen: list[Sessions] = []
+
+    def spy(*args: object, **settings: object) -> tuple[Sessions, Episodes]:
+        after, played = play_any(*args, **settings)  # type: ignore[arg-type]
+        seen.append(after)
+        return after, played
+
+    monkeypatch.setattr(session_oracle, "play_any", spy)
+    lives = []
+    for name in ("bound", other):
+        seen.clear()
+        judge_sessions(world, AGENTS[name](world), np.arange(400), max_pages=8)
+        lives.append(list(seen))
+    alike, shelf, drifts = np.ones(400, dtype=bool), None, 0
+    for one, two in zip(*lives, strict=True):
+        alike &= (one.shoppers.session == two.shoppers.session) & (one.new_session == two.new_session)
+        np.testing.assert_array_equal(one.shoppers.taste[alike], two.shoppers.taste[alike])
+        drifts += 0 if shelf is None else int((one.shoppers.taste[alike, 1] != shelf[alike]).sum())
+        shelf = one.shoppers.taste[:, 1]
+    assert alike.sum() > 20
+    assert (~alike).sum() > 20, "the agents make a difference"
+    assert drifts > 50
+
+
+def test_a_reward_of_sids_finds_its_table_or_says_so(world: World) -> None:
+    table = SidTable(
+        np.stack([np.arange(120) // 12, np.arange(120) % 12], axis=1), (10, 12), np.arange(120).astype(str)
+    )
+    agent, users, term = Bound(world), np.arange(20), Term("prefix", args={"any_positive": True})
+    reward = RewardSum([term], RewardContext(table), 5)
+    given = judge_sessions(world, agent, users, reward=reward, table=table)["total"]
+    np.testing.assert_array_equal(judge_sessions(world, agent, users, reward=reward)["total"], given)
+    assert given.mean() > 0
+    with pytest.raises(ValueError, match="expected a table or codes"):
+        judge_sessions(world, agent, users, reward=RewardSum([Term("diversity")], RewardContext(), 5))
+
+
 def test_returns_add_up(world: World) -> None:
     class Count:
         """One item a page; counts what it is told."""
@@ -144,7 +186,8 @@ def test_returns_add_up(world: World) -> None:
             self.going = self.going[~after.done]
 
     agent, reward = Count(), RewardSum.of(lambda episodes, rollouts: 2.0 * np.ones(rollouts.valid.shape), 3)
-    settings = {"page_size": 3, "history": 4, "warm_pages": 2, "discount": 0.5, "reward": reward}
+    table = SidTable(np.arange(120)[:, None], (120,), np.arange(120).astype(str))
+    settings = {"page_size": 3, "history": 4, "warm_pages": 2, "discount": 0.5, "reward": reward, "table": table}
     result = judge_sessions(world, agent, np.arange(100, 120), max_pages=6, **settings)  # type: ignore[arg-type]
     np.testing.assert_array_equal(result["pages"], agent.pages)
     np.testing.assert_array_equal(result["total"], 2 * agent.pages)
@@ -190,3 +233,18 @@ def test_no_page_earns_more_clicks_or_more_often_one_than_the_bound(world: World
         for other in clicks.values():
             assert mine.sum() >= other[row].sum() - 1e-9
             assert 1 - (1 - mine).prod() >= 1 - (1 - other[row]).prod() - 1e-9
+
+
+@pytest.mark.parametrize(("negative", "best"), [(-1.0, True), (-100.0, True), (-1e4, False)])
+def test_the_order_of_the_bound_earns_most_under_its_condition(negative: float, best: bool) -> None:
+    """click = order = 1 >= dislike_rate * |negative| holds for the first two, on the boundary for the second."""
+    from itertools import permutations
+
+    from sidgym.envs.simulator import examine_probability, outcome_probabilities
+
+    preference, examine = np.array([0.95, 0.9, 0.6, 0.3, 0.1]), examine_probability(CONFIG, 5)
+    worth = {
+        order: (outcome_probabilities(CONFIG, preference[list(order)], examine) @ [negative, 0, 1, 1]).sum()
+        for order in permutations(range(5))
+    }
+    assert (worth[(0, 1, 2, 3, 4)] >= max(worth.values()) - 1e-12) == best

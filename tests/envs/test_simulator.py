@@ -10,6 +10,8 @@ import pytest
 from sidgym.envs import simulator
 from sidgym.envs.records import CLICK, NEGATIVE, ORDER
 from sidgym.envs.simulator import (
+    Feedback,
+    Shoppers,
     SimulatedStore,
     SimulatorConfig,
     Truth,
@@ -228,6 +230,32 @@ def test_shoppers_leave_and_finish() -> None:
         page, _ = draw_page(world, shoppers, rng)
         shoppers = advance(world, shoppers, page, respond(world, shoppers, page, rng), rng)
     assert shoppers.done.all()
+
+
+def test_the_new_shelf_of_a_row_may_be_drawn_apart_from_the_others() -> None:
+    world, _ = make_world(CONFIG, np.random.SeedSequence(0))
+    shoppers = new_shoppers(world, np.arange(3000), np.random.default_rng(1))
+    page, _ = draw_page(world, shoppers, np.random.default_rng(2))
+    nothing = Feedback(np.zeros(page.shape, dtype=np.int8), np.zeros(page.shape, dtype=np.float32))
+    half = replace(nothing, feedback=np.where(np.arange(3000)[:, None] < 1500, 0, CLICK).astype(np.int8))
+
+    def after(answer: Feedback, every_row: bool) -> Shoppers:
+        return advance(world, shoppers, page, answer, np.random.default_rng(3), every_row)
+
+    def different(every_row: bool) -> np.ndarray:
+        """Rows in which the answers of the second half of the shoppers changed the new taste of the first."""
+        one, other = after(nothing, every_row).taste[:1500], after(half, every_row).taste[:1500]
+        return (one != other).any(axis=1)
+
+    assert not different(True).any()
+    assert different(False).any(), "the stream of the log, which is frozen"
+    moved = after(nothing, True)
+    drifted = (moved.taste != shoppers.taste).any(axis=1)
+    assert not drifted[moved.session == shoppers.session].any()
+    # The same law either way: as many drift, give or take the noise of 3000 shoppers.
+    plain = (after(nothing, False).taste != shoppers.taste).any(axis=1)
+    assert abs(drifted.mean() - plain.mean()) < 0.03
+    assert drifted.mean() > 0.05
 
 
 def test_a_page_without_clicks_bores() -> None:

@@ -274,7 +274,10 @@ def test_what_toml_cannot_hold_is_refused():
             "[rl]\nenvironment = 'session'\nnll_weight = 0.1",
             r"rl\.nll_weight: a session has no logged targets",
         ),
-        ("[rl]\nselect_by = 'session_return'", r"rl\.select_by: 'session_return' is known with environment"),
+        (
+            "[rl]\nmode = 'stochastic_beam'\nnormalise = 'vocab'",
+            r"rl\.normalise: stochastic_beam draws from the SIDs of the trie",
+        ),
         (
             "[data]\nitems = 5\n[rl]\nenvironment = 'session'",
             r"rl\.page_size: expected fewer than the 5 items of the store, got 5",

@@ -28,6 +28,7 @@ def finished(tmp_path_factory):
         ("format", "", "reward 'format' needs rl.mode = 'free', got 'beam'"),
         ("rank", "group_size = 1\n", "reward 'rank' compares candidates .* group_size of at least 2, got 1"),
         ("diversity", "environment = 'page'\npage_size = 1\n", "'diversity' .* page_size of at least 2, got 1"),
+        ("rank", "environment = 'page'\npage_size = 3\n", "'rank' shares a fixed sum .* rule with any_positive"),
         ("true_preference", "", "data set 'amazon' does not have"),
     ],
 )
