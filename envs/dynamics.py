@@ -5,6 +5,7 @@ slots, the scalar environments are the view of one slot (``views``). Left out: s
 so that learners on machines without it can use the same dynamics.
 """
 
+import numbers
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +42,13 @@ class Dynamics(Protocol):
     def render(self, slot: int) -> str:
         """The episode of one slot as text."""
         ...
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """The value as an int. Raises ``ValueError`` for what is no integer of at least ``least``; a bool is none."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return int(value)
 
 
 def repeats(values: np.ndarray) -> np.ndarray:

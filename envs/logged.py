@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sidgym.envs.dynamics import Transition, repeats
+from sidgym.envs.dynamics import Transition, check_count, repeats
 from sidgym.envs.records import PAD_ITEM, Catalogue, Episodes, Rollouts
 from sidgym.envs.render import answer_lines, context_line, item_title
 from sidgym.envs.reward_context import Reward, RewardContext, is_member
@@ -79,18 +79,23 @@ def open_store(
 
 
 def reward_sum(reward: RewardLike, context: RewardContext, group_size: int) -> RewardSum:
-    """A name, a callable, a term, or a sequence of them as one sum over groups of ``group_size``."""
+    """A name, a callable, a term, or a sequence of them as one sum over groups of ``group_size``.
+
+    Raises ``ValueError`` for anything else, and for an empty sequence.
+    """
     alone = isinstance(reward, str) or callable(reward) or not isinstance(reward, Sequence)
     parts: list[Any] = [reward] if alone else list(reward)  # type: ignore[arg-type]
-    named = [Term(part) if isinstance(part, str) else part for part in parts if not callable(part)]
-    total = RewardSum(named, context, group_size)
-    for part in parts:
-        if isinstance(part, type):
-            part = part(context)
-        if callable(part):
-            total.add(getattr(part, "__name__", type(part).__name__), part, 1.0)
-    total.check_group_size(group_size)
-    return total
+    if not parts:
+        raise ValueError("reward: expected at least one term, got an empty sequence; an example is reward='rule'")
+    terms = [Term(part) if isinstance(part, str) or callable(part) else part for part in parts]
+    for term in terms:
+        if not all(hasattr(term, field) for field in ("name", "weight", "args")):
+            raise ValueError(
+                "reward: expected a name, a callable, a Term, or a sequence of these, got "
+                f"{reward!r}; to weight a name or a callable write Term('rule', 0.5) or Term(my_reward, 0.5), with "
+                "Term of sidgym.envs.rewards"
+            )
+    return RewardSum(terms, context, group_size)
 
 
 def as_rollouts(codes: np.ndarray, table: SidTable, distinct: bool = False) -> Rollouts:
@@ -150,8 +155,7 @@ class LoggedContexts:
     """
 
     def __init__(self, size: int, episodes: Episodes, table: SidTable, catalogue: Catalogue | None = None) -> None:
-        if size < 1:
-            raise ValueError(f"num_envs must be at least 1, got {size}")
+        size = check_count("num_envs", size)
         self.size, self.episodes, self.table, self.catalogue = size, episodes, table, catalogue
         self._row = np.zeros(size, dtype=np.int64)
 
@@ -211,8 +215,7 @@ class LoggedContexts:
         """A slot's answer (G, L) and its rewards by component, for ``render``: worked out anew, not kept by steps."""
         rollouts = as_rollouts(codes[None], self.table, distinct)
         scores = reward.score(self.contexts(np.array([slot])), rollouts)
-        said = {f"{reward.weights[name]:g} x {name}": part[0] for name, part in scores.parts.items()}
-        said |= {name: part[0] for name, part in scores.components.items()}
+        said = {name: part[0] for name, part in reward.said(scores).items()}
         return answer_lines(codes, rollouts.item[0], scores.total[0], said, self.table, self.catalogue)
 
     def target_line(self, slot: int) -> str:
@@ -238,8 +241,7 @@ class LoggedDynamics(LoggedContexts):
         catalogue: Catalogue | None = None,
     ) -> None:
         super().__init__(size, episodes, table, catalogue)
-        if group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {group_size}")
+        group_size = check_count("group_size", group_size)
         self.reward, self.group_size = reward, group_size
         # What ``render`` shows; the rest is worked out from it.
         self._codes = np.zeros((size, group_size, table.levels), dtype=np.int64)

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from sidgym.envs.dynamics import check_count
 from sidgym.envs.logged import (
     LoggedDynamics,
     RewardLike,
@@ -58,8 +59,7 @@ def _parts(
 ) -> tuple[LoggedDynamics, spaces.Dict, TrieSpace]:
     """What both environments below are made of: dynamics, observation space and action space."""
     store = open_store(episodes, table, context, "NextItem")
-    if group_size < 1:
-        raise ValueError(f"NextItem: group_size must be at least 1, got {group_size}")
+    group_size = check_count("group_size", group_size)
     total = reward_sum(reward, store.context, group_size)
     dynamics = LoggedDynamics(size, store.episodes, store.table, total, group_size, store.context.catalogue)
     actions = TrieSpace(store.table.trie, () if group_size == 1 else (group_size,))
@@ -125,8 +125,8 @@ class NextItemEnv(ScalarView):
     ```
 
     - ``episodes``, ``table``: contexts and item-code table; without both, a simulated store of 200 items and 100 users.
-    - ``reward``: a name in ``REWARDS`` or ``package.module:name``; a callable ``(episodes, rollouts) -> (B, G)``; or a
-      sequence of names and terms (``name``, ``weight``, ``args``), whose weighted sum is taken.
+    - ``reward``: a name in ``REWARDS`` or ``package.module:name``; a callable ``(episodes, rollouts) -> (B, G)``; a
+      ``Term`` (name or callable, ``weight``, ``args``); or a sequence of these, whose weighted sum is taken.
     - ``group_size``: SIDs an action holds, G.
     - ``context``: ``RewardContext`` with what the reward needs beyond episodes and table, and the titles for
       ``render``.

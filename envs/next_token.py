@@ -98,8 +98,8 @@ class NextTokenEnv(ScalarView):
     ```
 
     - ``episodes``, ``table``: contexts and item-code table; without both, a simulated store of 200 items and 100 users.
-    - ``reward``: a name in ``REWARDS`` or ``package.module:name``; a callable ``(episodes, rollouts) -> (B, 1)``; or a
-      sequence of names and terms (``name``, ``weight``, ``args``), whose weighted sum is taken.
+    - ``reward``: a name in ``REWARDS`` or ``package.module:name``; a callable ``(episodes, rollouts) -> (B, 1)``; a
+      ``Term`` (name or callable, ``weight``, ``args``); or a sequence of these, whose weighted sum is taken.
     - ``features``: ``"one_hot"`` or ``"codes"``.
     - ``context``: ``RewardContext`` with what the reward needs beyond episodes and table, and the titles for
       ``render``.

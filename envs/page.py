@@ -6,6 +6,7 @@ Two views of ``logged.PageDynamics``. Left out: users who answer back (``session
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from sidgym.envs.dynamics import check_count
 from sidgym.envs.logged import PageDynamics, RewardLike, open_store, reward_sum
 from sidgym.envs.next_item import history_space
 from sidgym.envs.records import Episodes
@@ -29,8 +30,7 @@ def _parts(
 ) -> tuple[PageDynamics, spaces.Dict, TrieSpace]:
     """What both environments below are made of: dynamics, observation space and action space."""
     store = open_store(episodes, table, context, "Page")
-    if page_size < 1:
-        raise ValueError(f"Page: page_size must be at least 1, got {page_size}")
+    page_size = check_count("page_size", page_size)
     total = reward_sum(reward, store.context, page_size)
     dynamics = PageDynamics(size, store.episodes, store.table, total, page_size, store.context.catalogue)
     actions = TrieSpace(store.table.trie, (page_size,), distinct=True)

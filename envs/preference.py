@@ -116,8 +116,9 @@ class LoggedPreference:
 
         Returns (B, K) float32 in [0, 1], 0 at PAD_ITEM.
         """
-        past = torch.from_numpy(np.ascontiguousarray(history[:, -self.network.shape.history :], dtype=np.int64))
-        shown = torch.from_numpy(np.ascontiguousarray(items, dtype=np.int64))
+        # Copies: what a reward is given may be read-only, which torch does not know.
+        past = torch.from_numpy(np.array(history[:, -self.network.shape.history :], dtype=np.int64, order="C"))
+        shown = torch.from_numpy(np.array(items, dtype=np.int64, order="C"))
         rows = max(1, chunk // max(1, shown.shape[1]))
         with torch.inference_mode(), single_thread():
             parts = [self.network(h, i).sigmoid() for h, i in zip(past.split(rows), shown.split(rows))]

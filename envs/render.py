@@ -2,7 +2,7 @@
 
     user 11
       history  Blue Mug | Tea Towel
-      answer 1 <a_3> of 9 <b_0> of 2: Steel Kettle, reward 0.5 (rule 1, rank -0.5)
+      answer 1 <a_3> of 9 <b_0> of 2: Steel Kettle, reward 0.5 (1 x rule 1, 1 x rank -0.5)
       next     Steel Kettle
 
 ``<a_3> of 9`` is code 3 of the first level, chosen among the 9 codes with which a SID could go on.
@@ -54,7 +54,7 @@ def path_text(codes: np.ndarray, table: SidTable) -> str:
 
 
 def parts_text(parts: Mapping[str, float]) -> str:
-    """Rewards by component: ``rule 1, rank -0.5``."""
+    """Rewards by component: ``1 x rule 1, 1 x rank -0.5``."""
     return ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
 
 

@@ -51,13 +51,14 @@ class TrlReward:
         columns: Mapping[str, str] | None = None,
     ) -> None:
         self.check(function, columns)
-        self.function = _function("trl", function)
+        self.function, self.about = _function("trl", function), _spelt(function)
         self.texts = _Texts(context.require("table", "trl"))
         self.columns = dict(columns or {})
 
     @staticmethod
     def check(function: str | Callable[..., Any], columns: Mapping[str, str] | None = None) -> None:
         """Raises ``ValueError`` for a function that cannot be found, or called with these columns."""
+        _check_table("trl", "columns", columns, str)
         for column in (columns or {}).values():
             check_choice("trl", "columns", column, TRL_COLUMNS)
         known = dict.fromkeys(["prompts", "completions", "completion_ids", *TRL_COLUMNS, *(columns or {})])
@@ -120,7 +121,7 @@ class VerlReward:
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.check(function, data_source, ground_truth, kwargs)
-        self.function = _function("verl", function)
+        self.function, self.about = _function("verl", function), _spelt(function)
         self.texts = _Texts(context.require("table", "verl"))
         self.data_source, self.ground_truth, self.kwargs = data_source, ground_truth, dict(kwargs or {})
 
@@ -133,6 +134,7 @@ class VerlReward:
     ) -> None:
         """Raises ``ValueError`` for a function that cannot be found, or called as verl calls it."""
         check_choice("verl", "ground_truth", ground_truth, ("target", "target_item"))
+        _check_table("verl", "kwargs", kwargs)
         given = dict.fromkeys(["data_source", "solution_str", "ground_truth", "extra_info"])
         try:
             inspect.signature(_function("verl", function)).bind(**given, **(kwargs or {}))
@@ -214,6 +216,23 @@ def _function(reward: str, function: str | Callable[..., Any]) -> Callable[..., 
     if not callable(found) or inspect.iscoroutinefunction(found):
         raise ValueError(f"reward {reward!r}: expected a plain function, got {found!r}")
     return found
+
+
+def _spelt(function: str | Callable[..., Any]) -> str:
+    """What a message calls the function of an adapter."""
+    if isinstance(function, str):
+        return function
+    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def _check_table(reward: str, argument: str, value: Any, values: type = object) -> None:
+    """``ValueError`` for an argument that is no table from strings to ``values``; None is an empty one."""
+    if value is None:
+        return
+    table = isinstance(value, Mapping)
+    if not table or not all(isinstance(key, str) and isinstance(entry, values) for key, entry in value.items()):
+        example = '{ solution = "target" }'
+        raise ValueError(f"reward {reward!r}: {argument} must be a table such as {example}, got {value!r}")
 
 
 def _accepted(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

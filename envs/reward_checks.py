@@ -1,22 +1,30 @@
-"""Calling one reward and checking what it returns: a fault names the reward and shows the example it stumbled over.
+"""Checks of one reward: how it can be called and what it says of itself, before anything runs; then what it returns.
 
-Left out: what rewards are and how they are summed (``rewards``).
+A fault names the reward and shows the example it stumbled over. Left out: what rewards are and how they are summed
+(``rewards``).
 
 Symbols as in ``records``: B contexts, G candidates a group.
 """
 
+import inspect
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts
-from sidgym.envs.reward_context import Reward
+from sidgym.envs.reward_context import Reward, RewardContext
 
 Names = Callable[[np.ndarray], list[str]]
 """Item ids (n,), PAD_ITEM left out, to what a message calls them."""
+
+
+Record = TypeVar("Record", Episodes, Rollouts)
+
+_FOREIGN = {"completions": ("TRL", "trl"), "solution_str": ("verl", "verl")}
+"""Parameters that tell functions written for other libraries, and the rewards that run these."""
 
 
 class RewardError(ValueError):
@@ -66,26 +74,98 @@ class Evaluated:
     diagnostics: dict[str, np.ndarray] = field(default_factory=dict)  # (B, G) float32 each; may be NaN
 
 
+def check_entry(name: str, entry: Any, args: Mapping[str, Any]) -> None:
+    """Whether a function, class or other callable can be a reward with these arguments.
+
+    Raises ``ValueError`` for one that cannot be called so, for a class whose instances cannot be called, and for
+    arguments that its ``check`` refuses.
+    """
+    built = isinstance(entry, type)
+    if built and not any("__call__" in vars(kind) for kind in entry.__mro__):
+        raise ValueError(
+            f"reward {name!r}: the class needs a method __call__(self, episodes, rollouts) -> (contexts, group); its "
+            "instances cannot be called"
+        )
+    hint = "" if built else _foreign(entry)
+    try:
+        inspect.signature(entry).bind(*((None,) if built else (None, None)), **args)
+        fault = hint
+    except TypeError as error:
+        fault = f"{error}{'; ' * bool(hint)}{hint}"
+    except ValueError:  # some callables that are written in C tell no signature
+        fault = ""
+    if fault:
+        expected = "(context, **args)" if built else "(episodes, rollouts, **args)"
+        raise ValueError(
+            f"reward {name!r} must take {expected} with args {dict(args)} (args are set in the TOML file or by "
+            f"--reward-args): {fault}"
+        )
+    # An instance has had its arguments when it was built.
+    if (built or inspect.isroutine(entry)) and callable(getattr(entry, "check", None)):
+        entry.check(**args)
+
+
+def _foreign(entry: Any) -> str:
+    """A hint for a function written for another library, else ""."""
+    try:
+        parameters = inspect.signature(entry).parameters
+    except (TypeError, ValueError):
+        return ""
+    for parameter, (library, adapter) in _FOREIGN.items():
+        if parameter in parameters:
+            return (
+                f"a function written for {library} goes into the reward {adapter!r}: name = {adapter!r}, "
+                "args = { function = 'package.module:name' }"
+            )
+    return ""
+
+
+def needed_fields(name: str, entry: Any, args: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields of ``RewardContext`` that ``requires`` tells. Raises ``ValueError`` for anything but a tuple of them."""
+    said = getattr(entry, "requires", ())
+    if callable(said):
+        if not (isinstance(entry, type) or inspect.isroutine(entry)):
+            return ()  # an instance has what it needs
+        said = said(**args)
+    known = [field.name for field in fields(RewardContext)]
+    if not isinstance(said, tuple | list) or not all(isinstance(field, str) and field in known for field in said):
+        raise ValueError(f"reward {name!r}: requires must be a tuple of names among {', '.join(known)}; got {said!r}")
+    return tuple(said)
+
+
+def read_only(record: Record) -> Record:
+    """The same record over views of its arrays that cannot be written."""
+    views = {}
+    for name, value in vars(record).items():
+        if isinstance(value, np.ndarray):
+            views[name] = value.view()
+            views[name].flags.writeable = False
+    return replace(record, **views)  # type: ignore[arg-type]
+
+
 def evaluate(
     name: str, reward: Reward, episodes: Episodes, rollouts: Rollouts, names: Names | None = None
 ) -> Evaluated:
     """Calls a reward once and checks its output. Raises ``RewardError``.
 
     Where it raises or returns a wrong shape, its contexts are tried one by one to find the first that fails alone.
-    ``names`` says what a message calls an item, by default its number.
+    ``names`` says what a message calls an item, by default its number. The records should be ``read_only``.
     """
-    names = names or _numbers
+    names, said = names or _numbers, getattr(reward, "about", "")
+    said = f"reward {name!r}" + f" ({said})" * (isinstance(said, str) and said != "")
     try:
         return _called(reward, episodes, rollouts)
     except _Fault as fault:
         row = fault.row if fault.row is not None else _first_failing(reward, episodes, rollouts)
         example = _example(episodes, rollouts, row, fault, names)
-        raise RewardError(_message(name, str(fault), example), name, example) from fault.__cause__
+        raise RewardError(_message(said, str(fault), example), name, example) from fault.__cause__
     except Exception as error:
         row = _first_failing(reward, episodes, rollouts)
         example = _example(episodes, rollouts, row, _Fault(""), names)
         text = f"raised {type(error).__name__}: {error}"
-        raise RewardError(_message(name, text, example), name, example) from error
+        if isinstance(error, ValueError) and "read-only" in str(error):
+            text += "; a reward may not change the arrays it is given, which training reads too: change a copy"
+        raise RewardError(_message(said, text, example), name, example) from error
 
 
 def check_total(
@@ -99,7 +179,7 @@ def check_total(
         said = " + ".join(f"{weight:g} x {term}" for term, weight in weights.items())
         example = _example(episodes, rollouts, fault.row, fault, names or _numbers)
         text = f"the weighted sum {said} of finite values is {fault}; use smaller weights"
-        raise RewardError(_message(name, text, example), name, example) from None
+        raise RewardError(_message(f"reward {name!r}", text, example), name, example) from None
 
 
 def explains(reward: Reward) -> bool:
@@ -168,7 +248,7 @@ def _first_failing(reward: Reward, episodes: Episodes, rollouts: Rollouts) -> in
     """The first context for which the reward fails alone, if there is one."""
     for row in range(len(episodes)):
         try:
-            _called(reward, episodes.take([row]), rollouts.take([row]))
+            _called(reward, read_only(episodes.take([row])), read_only(rollouts.take([row])))
         except Exception:
             return row
     return None
@@ -194,12 +274,12 @@ def _example(episodes: Episodes, rollouts: Rollouts, row: int | None, fault: _Fa
     return example
 
 
-def _message(name: str, text: str, example: dict[str, Any]) -> str:
-    lines = [f"reward {name!r}: {text}"]
+def _message(said: str, text: str, example: dict[str, Any]) -> str:
+    lines = [f"{said}: {text}"]
     if not example:
         return f"{lines[0]}\n  no context fails alone: it is something in the batch as a whole"
     about = {key: example[key] for key in ("user", "history", "target")}
-    lines.append(f"  at context {example['context']} (row {example['row']}): " + _listed(about))
+    lines.append(f"  at context {example['context']} (row {example['row']} of the batch): " + _listed(about))
     if "candidate" in example:
         lines.append(
             f"  candidate {example['candidate']}: " + _listed({k: example[k] for k in ("codes", "items", "value")})

@@ -7,6 +7,8 @@ Symbols as in ``records``: N items, B contexts, G candidates a group, C items a 
 """
 
 import functools
+import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -113,3 +115,15 @@ def check_choice(reward: str, argument: str, value: str, choices: tuple[str, ...
     """``ValueError`` that lists the choices for an argument which is none of them."""
     if value not in choices:
         raise ValueError(f"reward {reward!r}: {argument} must be one of {choices}, got {value!r}")
+
+
+def check_flag(reward: str, argument: str, value: object) -> None:
+    """``ValueError`` for an argument that is neither true nor false."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"reward {reward!r}: {argument} must be true or false, got {value!r}")
+
+
+def check_number(reward: str, argument: str, value: object, hint: str = "") -> None:
+    """``ValueError``, with a hint behind it, for an argument that is no finite number; a bool is none."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"reward {reward!r}: {argument} must be a finite number, got {value!r}{hint}")

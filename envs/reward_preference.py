@@ -6,8 +6,6 @@ Symbols as in ``records``: B contexts, G candidates a group, C items a SID, T hi
 """
 
 import inspect
-import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +16,8 @@ from sidgym.envs.reward_context import (
     PreferenceModel,
     RewardContext,
     TruePreference,
+    check_flag,
+    check_number,
     common_prefix,
     is_member,
     mean_over_items,
@@ -90,7 +90,7 @@ class GatedPreference:
         preference: str | PreferenceModel = "model",
         relevance: str | Relevance = "text",
     ) -> None:
-        self.check(tau=tau)
+        self.check(preference, relevance, tau, anchor, gate)
         self.preference = preference_model(preference, context)
         self.relevance = relevance_function(relevance, context)
         self.tau = tau
@@ -100,11 +100,14 @@ class GatedPreference:
         self.target_is_best = anchor
 
     @staticmethod
-    def check(preference: Any = "model", relevance: Any = "text", tau: Any = 0.2, **_: Any) -> None:
-        """Raises ``ValueError`` for a model or relevance that is not known or cannot be imported, and for a threshold
-        that is no finite number."""
-        if not isinstance(tau, numbers.Real) or not math.isfinite(tau):
-            raise ValueError(f"reward 'gated': tau must be a finite number, got {tau!r}; gate = false opens every gate")
+    def check(
+        preference: Any = "model", relevance: Any = "text", tau: Any = 0.2, anchor: Any = True, gate: Any = True
+    ) -> None:
+        """Raises ``ValueError`` for a model or relevance that is not known or cannot be imported, for a threshold that
+        is no finite number, and for switches that are not bool."""
+        check_number("gated", "tau", tau, "; gate = false opens every gate")
+        check_flag("gated", "anchor", anchor)
+        check_flag("gated", "gate", gate)
         if isinstance(preference, str):
             resolve("preference model", preference, PREFERENCES)
         if isinstance(relevance, str):

@@ -8,12 +8,16 @@ is the advantage's business.
 Symbols as in ``records``: B contexts, G candidates a group, C items a SID, L levels, M targets, S places of a page.
 """
 
+from typing import Any
+
 import numpy as np
 
 from sidgym.envs.records import CLICK, NEGATIVE, ORDER, PAD_ITEM, Episodes, Rollouts
 from sidgym.envs.reward_context import (
     RewardContext,
     check_choice,
+    check_flag,
+    check_number,
     common_prefix,
     is_member,
     mean_over_items,
@@ -53,8 +57,7 @@ def rank(
     What a group gets in all does not depend on its negatives (with ``released`` hardly): the sum over a page says
     nothing of the page, so that pages refuse this reward (``constant_sum``).
     """
-    check_choice("rank", "groups", groups, ("hit_only", "all"))
-    check_choice("rank", "denominator", denominator, ("paper", "released"))
+    _check_rank(groups, denominator, any_positive)
     valid = rollouts.valid
     hit = is_member(rollouts.items, wanted_items(episodes, any_positive)).any(axis=-1) & valid
     discount = np.where(valid, 1.0 / np.log(rollouts.rank + 1.0), 0.0)
@@ -132,14 +135,16 @@ class PrefixReward:
     def __init__(
         self, context: RewardContext, match: str = "prefix", best_of_group: bool = False, any_positive: bool = False
     ) -> None:
-        self.check(match)
+        self.check(match, best_of_group, any_positive)
         self.codes: np.ndarray = context.require("table", "prefix").codes
         self.match, self.best_of_group, self.any_positive = match, best_of_group, any_positive
 
     @staticmethod
-    def check(match: str = "prefix", best_of_group: bool = False, any_positive: bool = False) -> None:
-        """Raises ``ValueError`` for an unknown ``match``."""
+    def check(match: Any = "prefix", best_of_group: Any = False, any_positive: Any = False) -> None:
+        """Raises ``ValueError`` for an unknown ``match`` and for switches that are not bool."""
         check_choice("prefix", "match", match, ("prefix", "levels"))
+        check_flag("prefix", "best_of_group", best_of_group)
+        check_flag("prefix", "any_positive", any_positive)
 
     def __call__(self, episodes: Episodes, rollouts: Rollouts) -> np.ndarray:
         """(B, G) float32 in [0, L]."""
@@ -200,6 +205,24 @@ class PopularityPenalty:
         return (mean_over_items(self.penalty[rollouts.items], rollouts.items) + 0.0).astype(np.float32)
 
 
+def _check_rule(any_positive: Any = False) -> None:
+    check_flag("rule", "any_positive", any_positive)
+
+
+def _check_rank(groups: Any = "hit_only", denominator: Any = "paper", any_positive: Any = False) -> None:
+    check_choice("rank", "groups", groups, ("hit_only", "all"))
+    check_choice("rank", "denominator", denominator, ("paper", "released"))
+    check_flag("rank", "any_positive", any_positive)
+
+
+def _check_engagement(click: Any = 1.0, order: Any = 2.0, negative: Any = -1.0) -> None:
+    for name, value in (("click", click), ("order", order), ("negative", negative)):
+        check_number("engagement", name, value)
+
+
+rule.check = _check_rule  # type: ignore[attr-defined]
+rank.check = _check_rank  # type: ignore[attr-defined]
+engagement.check = _check_engagement  # type: ignore[attr-defined]
 rule.target_is_best = True  # type: ignore[attr-defined]
 rank.target_is_best = True  # type: ignore[attr-defined]
 rank.needs_group = True  # type: ignore[attr-defined]

@@ -1,16 +1,19 @@
 """Rewards: what a group of candidates is worth in its context.
 
 A reward is any callable ``(episodes, rollouts) -> float array (B, G)`` over whole groups, or ``-> {component: (B,
-G)}``, whose sum is then its value. An entry of ``REWARDS``, or any object named ``package.module:name``, is either such
-a function (its further keyword arguments come from the config) or a class built as ``cls(context, **args)`` whose
-instances are such callables. Optional attributes of a function or class speak for it:
+G)}``, whose sum is then its value. It is given read-only views of the arrays. An entry of ``REWARDS``, or any object
+named ``package.module:name``, is either such a function (its further keyword arguments come from the config) or a class
+built as ``cls(context, **args)`` whose instances are such callables. Optional attributes of a function or class speak
+for it:
 
 - ``needs_group``: meaningless for one candidate, so refused at G = 1.
 - ``needs_mode``: how candidates must be drawn for it to say anything, such as ``"free"``.
 - ``constant_sum``: its values add up to the same whatever the group holds, so refused where the sum over a page pays.
 - ``target_is_best``: the target's value is the highest of its group, when SID and item are one to one.
-- ``requires``: the fields of ``RewardContext`` that it reads, or a static method from its arguments to them.
-- ``check``: a static method that looks at its arguments before any work is done and raises ``ValueError``.
+- ``requires``: a tuple of the fields of ``RewardContext`` that it reads, or a static method (of a function, a function)
+  from its arguments to them.
+- ``check``: likewise a function of its arguments that looks at them before any work is done and raises ``ValueError``.
+- ``about``: of instances, words that messages add to the term's name.
 - ``explain(episodes, rollouts)``: a method that returns the value as ``"reward"`` and what it is made of, (B, G) each.
 
 Left out: the rewards themselves (``reward_terms``, ``reward_preference``, ``reward_adapters``), and normalisation
@@ -20,9 +23,9 @@ Symbols as in ``records``: B contexts, G candidates a group.
 """
 
 import functools
-import inspect
 import math
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,7 +33,7 @@ import numpy as np
 
 from sidgym.envs.records import Episodes, Rollouts
 from sidgym.envs.reward_adapters import TrlReward, VerlReward
-from sidgym.envs.reward_checks import RewardError, check_total, evaluate
+from sidgym.envs.reward_checks import RewardError, check_entry, check_total, evaluate, needed_fields, read_only
 from sidgym.envs.reward_context import PreferenceModel, Reward, RewardContext, TruePreference
 from sidgym.envs.reward_preference import GatedPreference, TruePreferenceReward
 from sidgym.envs.reward_terms import (
@@ -86,10 +89,10 @@ REWARDS: dict[str, Any] = {
 
 
 class RewardTerm(Protocol):
-    """What ``build_reward`` reads of a config: any object with these three fields."""
+    """What ``build_reward`` reads of a config: any object with these three fields. See ``Term``."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str | Callable[..., Any]: ...
     @property
     def weight(self) -> float: ...
     @property
@@ -98,9 +101,9 @@ class RewardTerm(Protocol):
 
 @dataclass(frozen=True)
 class Term:
-    """A term written in code rather than in a config."""
+    """A term written in code rather than in a config; ``name`` may be the function, class or other callable itself."""
 
-    name: str
+    name: str | Callable[..., Any]
     weight: float = 1.0
     args: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,21 +112,26 @@ def find_reward(term: RewardTerm) -> Any:
     """The function or class that a term names, after a look at its signature: it costs nothing and needs no models.
 
     Raises ``ValueError`` for an unknown name, for one that does not take ``(episodes, rollouts)`` (a class:
-    ``(context)``) and the term's arguments, and for arguments that its ``check`` refuses.
+    ``(context)``, and its instances ``(episodes, rollouts)``) and the term's arguments, for arguments that its
+    ``check`` refuses, and for a ``requires`` that names no fields of ``RewardContext``.
     """
-    entry = resolve("reward", term.name, REWARDS)
-    given = (None,) if isinstance(entry, type) else (None, None)
-    try:
-        inspect.signature(entry).bind(*given, **term.args)
-    except TypeError as error:
-        expected = "(context, **args)" if isinstance(entry, type) else "(episodes, rollouts, **args)"
-        raise ValueError(
-            f"reward {term.name!r} must take {expected} with args {dict(term.args)} (args are set in the TOML file): "
-            f"{error}"
-        ) from error
-    if isinstance(entry, type) and hasattr(entry, "check"):
-        entry.check(**term.args)
+    name = label(term)
+    if not isinstance(term.args, Mapping) or not all(isinstance(key, str) for key in term.args):
+        raise ValueError(f"reward {name!r}: expected args as a table of names and values, got {term.args!r}")
+    entry = resolve("reward", term.name, REWARDS) if isinstance(term.name, str) else term.name
+    check_entry(name, entry, term.args)
+    needed_fields(name, entry, term.args)
     return entry
+
+
+def label(term: RewardTerm) -> str:
+    """What messages and logs call a term: its name, or that of its callable. Raises ``ValueError`` for neither."""
+    if isinstance(term.name, str):
+        return term.name
+    if not callable(term.name):
+        raise ValueError(f"reward: expected a name or a callable in the term, got {term.name!r}")
+    named = _innermost(term.name)
+    return str(getattr(named, "__name__", type(named).__name__))
 
 
 def build_reward(term: RewardTerm, context: RewardContext) -> Reward:
@@ -136,8 +144,7 @@ def build_reward(term: RewardTerm, context: RewardContext) -> Reward:
 
 def required_fields(term: RewardTerm) -> tuple[str, ...]:
     """Fields of ``RewardContext`` that a term reads, as far as it says so. Raises ``ValueError`` as ``find_reward``."""
-    said = getattr(find_reward(term), "requires", ())
-    return tuple(said(**term.args) if callable(said) else said)
+    return needed_fields(label(term), find_reward(term), term.args)
 
 
 def claims(reward: Reward, attribute: str) -> bool:
@@ -180,7 +187,7 @@ class RewardSum:
         self.rewards: dict[str, Reward] = {}
         self.weights: dict[str, float] = {}
         for term in terms:
-            self.add(term.name, build_reward(term, context), term.weight)
+            self.add(label(term), build_reward(term, context), term.weight)
         self.check_group_size(group_size)
 
     @classmethod
@@ -193,8 +200,8 @@ class RewardSum:
 
     def add(self, name: str, reward: Reward, weight: float) -> str:
         """One more term; returns what it is called here."""
-        if not math.isfinite(weight):
-            raise ValueError(f"reward {name!r}: expected a finite weight, got {weight}")
+        if not isinstance(weight, numbers.Real) or isinstance(weight, bool) or not math.isfinite(weight):
+            raise ValueError(f"reward {name!r}: expected a finite weight, got {weight!r}")
         copies = sum(known.partition("#")[0] == name for known in self.rewards)
         name = f"{name}#{copies + 1}" if copies else name
         self.rewards[name], self.weights[name] = reward, weight
@@ -210,11 +217,12 @@ class RewardSum:
             )
 
     def score(self, episodes: Episodes, rollouts: Rollouts) -> Scores:
-        """Every term of whole groups, each called once.
+        """Every term of whole groups, each called once, with views of the arrays that it cannot write.
 
         Raises ``RewardError`` (a ``ValueError``) for a term that raises or returns anything but finite numbers (B, G)
         at valid candidates, and for weights that make their sum anything else.
         """
+        episodes, rollouts = read_only(episodes), read_only(rollouts)
         told = {name: evaluate(name, r, episodes, rollouts, self._names) for name, r in self.rewards.items()}
         total = np.zeros(rollouts.valid.shape)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
@@ -233,6 +241,12 @@ class RewardSum:
         values (B, G) float32, 0 there. Raises as ``score``."""
         scores = self.score(episodes, rollouts)
         return scores.total, scores.parts
+
+    def said(self, scores: Scores) -> dict[str, np.ndarray]:
+        """Unweighted values (B, G) as ``render`` tells them: each term with its weight, ``0.5 x rank``, then the
+        components."""
+        told = {f"{self.weights[name]:g} x {name}": part for name, part in scores.parts.items()}
+        return told | scores.components
 
     def _names(self, items: np.ndarray) -> list[str]:
         """Items as a message calls them: by the data set's ids where they are known."""

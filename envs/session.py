@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from sidgym.envs.dynamics import check_count
 from sidgym.envs.logged import RewardLike, reward_sum
 from sidgym.envs.records import NEGATIVE, ORDER, Catalogue
 from sidgym.envs.reward_context import RewardContext
@@ -207,7 +208,7 @@ def _dynamics(
         world, table, catalogue, made = session_store(config or DEMONSTRATION)
         context = context or made
     context = context or RewardContext(table, catalogue=catalogue)
-    total = reward_sum(reward, context, page_size)
+    total = reward_sum(reward, context, check_count("page_size", page_size))
     return SessionDynamics(world, table, total, size, page_size, history, warm_pages, max_pages, catalogue)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sidgym.envs.dynamics import Transition, repeats
+from sidgym.envs.dynamics import Transition, check_count, repeats
 from sidgym.envs.records import CLICK, ORDER, PAD_ITEM, SHOWN, Catalogue, Episodes, Rollouts
 from sidgym.envs.render import context_line, item_title, parts_text, path_text
 from sidgym.envs.rewards import RewardContext, RewardSum, Scores, Term, check_page_reward
@@ -234,8 +234,9 @@ class SessionDynamics:
         """``reward`` is ``engagement`` by default. Raises ``ValueError`` where the arguments do not fit together."""
         if table.num_items != len(world.shelf):
             raise ValueError(f"table: expected the SIDs of the world's {len(world.shelf)} items, got {table.num_items}")
-        if max_pages is not None and max_pages < 1:
-            raise ValueError(f"max_pages: expected at least 1, or None for no limit, got {max_pages}")
+        size, page_size = check_count("num_envs", size), check_count("page_size", page_size)
+        history, warm_pages = check_count("history", history), check_count("warm_pages", warm_pages, 0)
+        max_pages = None if max_pages is None else check_count("max_pages (None for no limit)", max_pages)
         self.world, self.table, self.size = world, table, size
         self.reward = reward or RewardSum([Term("engagement")], RewardContext(table), page_size)
         check_page_reward(self.reward)
@@ -308,7 +309,7 @@ class SessionDynamics:
         played, codes, scores = self._played
         lines = [context_line(user, played.history[row], self.table, self.catalogue)]
         lines += [self._place_line(place, codes[row, place], row) for place in range(self.page_size)]
-        parts = parts_text({name: part[row].sum() for name, part in scores.parts.items()})
+        parts = parts_text({name: part[row].sum() for name, part in self.reward.said(scores).items()})
         lines.append(f"  reward   {scores.total[row].sum(dtype=np.float64):.4g} ({parts})")
         goes_on = "comes back with a new session" if sessions.new_session[0] else "stays"
         return "\n".join([*lines, f"{stand}: the shopper {'leaves for good' if sessions.done[0] else goes_on}"])
@@ -320,7 +321,7 @@ class SessionDynamics:
         did = _DEEDS[int(played.feedback[row, place])] if item != PAD_ITEM else "empty place"  # type: ignore[index]
         title = item_title(item, self.table, self.catalogue)
         words = f"{title}, {did}" + (f" and played for {seconds:.1f} s" if seconds > 0 else "")
-        parts = parts_text({name: part[row, place] for name, part in scores.parts.items()})
+        parts = parts_text({name: part[row, place] for name, part in self.reward.said(scores).items()})
         reward = f"reward {scores.total[row, place]:.4g} ({parts})"
         return f"  place {place + 1}  {path_text(codes, self.table)}: {words}, {reward}"
 

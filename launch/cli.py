@@ -109,7 +109,9 @@ def run_command(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         return
     if options.dry_run:
         from sidgym.launch.estimate import print_estimate
+        from sidgym.launch.pipeline import check_names
 
+        check_names(config)
         print_estimate(config, options.seeds)
         return
     from sidgym.launch.pipeline import make_plan, run_pipeline, seed_configs

@@ -194,6 +194,8 @@ def _apply_options(config: RunConfig, options: Sequence[str], prog: str) -> RunC
         return config
     parsed = tyro.cli(_Options, default=_Options(config), args=list(options), prog=prog, description=_DESCRIPTION)
     flags = (parsed.rewards, parsed.reward_weights, parsed.reward_args)
+    if parsed.rewards is not None and not parsed.rewards:
+        raise ConfigError("--rewards: expected at least one name; for none at all set rl.rewards = [] in the TOML file")
     return replace(parsed.config, rl=apply_reward_flags(parsed.config.rl, *flags))
 
 

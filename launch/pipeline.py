@@ -177,6 +177,10 @@ def _check_reward(config: RunConfig, name: str, rl: RlConfig, term: RewardConfig
             f"{name}: reward {term.name!r} needs the simulator's truth, which data set {config.data.name!r} does not "
             "have; use data.name = 'simulator' or another reward"
         )
+    if term.name == "true_preference":
+        print(
+            f"{name}: reward 'true_preference' is the simulator's own truth: an upper bound, no result", file=sys.stderr
+        )
     mode = required_mode(reward)
     if mode and rl.mode != mode:
         raise ValueError(f"{name}: reward {term.name!r} needs rl.mode = {mode!r}, got {rl.mode!r}")

@@ -66,15 +66,17 @@ def reward_components(curves: Mapping[str, Rows], config_toml: str, style: Mappi
             texts = {term: term if weight is None else f"{term} × {weight:g}"}
             texts |= {f"{term}/{component}": component for component in components}
             legend = "".join(f"<span>{line_swatch(lines[name])}{escape(texts[name])}</span>" for name in points)
-            svg = line_chart(f"term-{len(figures)}", points, "step", "mean of a candidate", lines)
+            svg = line_chart(f"term-{len(figures)}", points, "step", "mean of an item", lines)
             caption = f"<figcaption>{escape(label(arm))}: {escape(term)}</figcaption>"
             figures.append(f'<figure>{caption}<div class="legend">{legend}</div>{svg}</figure>')
     if not figures:
         return ""
     return (
         "<h2>Reward by component</h2>\n"
-        '<p class="soft">Each term as it came out, before its weight, averaged over the candidates of a step; the '
-        f'weight that it has in the total stands behind its name.</p>\n<div class="charts">{"".join(figures)}</div>'
+        '<p class="soft">Each term as it came out, before its weight, averaged over the items of a step; the '
+        "weight that it has in the total stands behind its name. Where a candidate is a page its reward is the sum "
+        "over its items, and in sessions also what later pages bring, discounted.</p>"
+        f'\n<div class="charts">{"".join(figures)}</div>'
     )
 
 

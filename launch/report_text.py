@@ -253,7 +253,7 @@ def in_words(summary: Summary, config_toml: str) -> str:
     if "epochs" in sft and {"objective", "steps", "group_size", "contexts_per_step"} <= rl.keys():
         parts.append(
             f"Training: at most {sft['epochs']} epochs of SFT, then {rl['steps']:,} steps of {rl['objective']} with "
-            f"{rl['contexts_per_step']} contexts a step and {rl['group_size']} candidates a context{_rewards(rl)}."
+            f"{rl['contexts_per_step']} contexts a step and {_candidates(rl)}{_rewards(rl)}."
         )
     seeds = summary["seeds"]
     counted = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
@@ -267,6 +267,20 @@ def in_words(summary: Summary, config_toml: str) -> str:
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = config.get(name)
     return section if isinstance(section, dict) else {}
+
+
+def _candidates(rl: Mapping[str, Any]) -> str:
+    """How many candidates a context gets, and what one is."""
+    count, size = rl["group_size"], rl.get("page_size")
+    if rl.get("environment") == "page":
+        return f"{count} candidates a context, each a page of {size} items judged by the log"
+    if rl.get("environment") == "session":
+        return (
+            f"{count} candidates a context, each a page of {size} items shown to a simulated shopper with up to "
+            f"{rl.get('horizon')} pages after it (discount {rl.get('discount')}); the tables below judge single items, "
+            "`benchmarks/sessions.py` whole sessions"
+        )
+    return f"{count} candidates a context"
 
 
 def _rewards(rl: Mapping[str, Any]) -> str:

@@ -51,15 +51,17 @@ def test_a_reward_of_ones_own_is_short_and_runs(capsys: pytest.CaptureFixture[st
 
 
 def test_the_command_names_what_can_be_run() -> None:
-    (command,) = blocks("sh")
-    program, action, name, *options = shlex.split(command)
-    assert (program, action) == ("sidgym", "run")
-    config = load_config(Path(name), options, prog="sidgym run")
-    assert [(term.name, term.weight) for term in config.rl.rewards] == [
-        ("gated_preference", 1.0),
-        ("shop_rewards:LongTail", 0.2),
+    told = []
+    for command in blocks("sh"):
+        program, action, name, *options = shlex.split(command)
+        assert (program, action) == ("sidgym", "run")
+        config = load_config(Path(name), options, prog="sidgym run")
+        check_names(config)
+        told.append([(term.name, term.weight, dict(term.args)) for term in config.rl.rewards])
+    assert told == [
+        [("gated", 1.0, {"tau": 0.1}), ("rule", 1.0, {})],
+        [("gated_preference", 1.0, {"tau": 0.1}), ("shop_rewards:LongTail", 0.2, {})],
     ]
-    check_names(config)
 
 
 def test_the_settings_build_rewards() -> None:

@@ -23,6 +23,7 @@ import sidgym.envs
 from sidgym.envs.dynamics import Transition
 from sidgym.envs.logged import demonstration_store
 from sidgym.envs.registration import ENVIRONMENTS, NEXT_ITEM_ID, NEXT_TOKEN_ID, PAGE_ID, register_environments
+from sidgym.envs.rewards import Term
 from sidgym.envs.views import VectorView
 
 LOGGED = (NEXT_ITEM_ID, NEXT_TOKEN_ID, PAGE_ID)
@@ -317,6 +318,28 @@ def test_gymnasiums_statistics_count_episodes(name: str) -> None:
             np.testing.assert_array_equal(info["_episode"], over)
         episodes += int(over.sum())
     assert env.episode_count == episodes > 0
+
+
+@every_environment
+@pytest.mark.parametrize("reward", [3, None, [], (), {"rule": 1.0}, ["rule", 0.5], ("rule", 1.0), [["rule"]]], ids=repr)
+def test_what_is_no_reward_is_refused(name: str, reward: Any) -> None:
+    expected = "expected at least one term" if reward in ([], ()) else r"Term\('rule', 0.5\)"
+    with pytest.raises(ValueError, match=expected):
+        gymnasium.make(name, reward=reward)
+
+
+@every_environment
+def test_a_callable_can_be_weighted(name: str) -> None:
+    env = gymnasium.make(name, reward=["rule", Term(lambda episodes, rollouts: rollouts.valid * 1.0, 0.25)])
+    env.reset(seed=0)
+    assert list(env.unwrapped.dynamics.reward.weights.values()) == [1.0, 0.25]  # type: ignore[attr-defined]
+
+
+@every_environment
+@pytest.mark.parametrize("count", [0, -1, 2.5, "a", True])
+def test_the_number_of_environments_is_an_integer(name: str, count: Any) -> None:
+    with pytest.raises(ValueError, match="num_envs must be an integer of at least 1"):
+        gymnasium.make_vec(name, num_envs=count)
 
 
 @every_environment

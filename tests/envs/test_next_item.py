@@ -202,7 +202,10 @@ def test_a_callable_reward_sees_whole_groups() -> None:
     [
         ({"reward": "rank"}, "'rank'.*group_size"),
         ({"reward": "ruel"}, "Did you mean 'rule'"),
-        ({"group_size": 0}, "group_size must be at least 1"),
+        ({"group_size": 0}, "group_size must be an integer of at least 1, got 0"),
+        ({"group_size": 2.5}, "group_size must be an integer of at least 1, got 2.5"),
+        ({"group_size": True}, "group_size must be an integer"),
+        ({"group_size": "a"}, "group_size must be an integer"),
         ({"render_mode": "human"}, "render_mode"),
         ({"reward": "gated_preference"}, "RewardContext.preference"),
     ],
@@ -236,5 +239,5 @@ def test_steps_are_checked() -> None:
             env.reset(options={"row": row})
     with pytest.raises(ValueError, match=r"the only option is 'row', got \['rows'\]"):
         env.reset(options={"rows": 0})
-    with pytest.raises(ValueError, match="num_envs must be at least 1"):
+    with pytest.raises(ValueError, match="num_envs must be an integer of at least 1"):
         NextItemVectorEnv(0, EPISODES, TABLE)

@@ -109,8 +109,13 @@ def test_rendering_lists_the_page_and_what_was_wanted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page_size", "message"), [(0, "page_size must be at least 1"), (5, "at least 5 different SIDs to draw, got 4")]
+    ("page_size", "message"),
+    [
+        (0, "page_size must be an integer of at least 1"),
+        (2.5, "page_size must be an integer of at least 1"),
+        (5, "at least 5 different SIDs to draw, got 4"),
+    ],
 )
-def test_a_page_must_have_places_and_sids_for_them(page_size: int, message: str) -> None:
+def test_a_page_must_have_places_and_sids_for_them(page_size: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(page_size=page_size)

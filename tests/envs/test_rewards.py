@@ -253,7 +253,7 @@ def test_a_reward_that_raises_shows_the_context_and_its_own_traceback() -> None:
         "row": 1, "context": 1, "user": 11, "history": ["i04", "i06"], "target": "i02", "group": [["i03"], ["i07"]],
     }  # fmt: skip
     assert "raised KeyError: 'seven'" in str(error)
-    assert "at context 1 (row 1): user 11, history ['i04', 'i06'], target i02" in str(error)
+    assert "at context 1 (row 1 of the batch): user 11, history ['i04', 'i06'], target i02" in str(error)
 
 
 def test_a_value_of_nan_shows_the_candidate() -> None:
@@ -293,6 +293,21 @@ def test_an_error_keeps_its_example_and_traceback_across_processes() -> None:
         (Term("gated_preference", args={"threshold": 1}), "'gated_preference' must take"),
         (Term("prefix", args={"match": "suffix"}), "match must be one of"),
         (Term("trl"), "'trl' must take"),
+        (Term("trl", args={"function": f"{__name__}:trl_prefix", "columns": "target"}), "columns must be a table"),
+        (Term("trl", args={"function": f"{__name__}:trl_prefix", "columns": {"a": 1}}), "columns must be a table"),
+        (Term("rule", args={"any_positive": "yes"}), "'rule': any_positive must be true or false, got 'yes'"),
+        (Term("rank", args={"groups": "some"}), "'rank': groups must be one of"),
+        (Term("rank", args={"denominator": ["paper"]}), "'rank': denominator must be one of"),
+        (Term("rank", args={"any_positive": 1}), "'rank': any_positive must be true or false"),
+        (Term("engagement", args={"click": np.nan}), "'engagement': click must be a finite number"),
+        (Term("engagement", args={"order": "2"}), "'engagement': order must be a finite number"),
+        (Term("gated", args={"tau": True}), "'gated': tau must be a finite number"),
+        (Term("gated", args={"anchor": "no"}), "'gated': anchor must be true or false"),
+        (Term("rule", args=[]), "expected args as a table"),  # type: ignore[arg-type]
+        (Term(3), "expected a name or a callable"),  # type: ignore[arg-type]
+        (Term(f"{__name__}:trl_prefix"), "written for TRL goes into the reward 'trl'"),
+        (Term(f"{__name__}:verl_match"), "written for verl goes into the reward 'verl'"),
+        (Term("rule", args={"any": True}), "TOML file or by --reward-args"),
         (Term("gated_preference"), re.escape("needs RewardContext.preference")),
         (Term("true_preference"), re.escape("needs RewardContext.truth")),
         (Term("prefix"), re.escape("needs RewardContext.table")),
@@ -305,8 +320,8 @@ def test_build_says_what_is_missing(term: Term, message: str) -> None:
         build_reward(term, RewardContext())
 
 
-@pytest.mark.parametrize("weight", [np.nan, np.inf])
-def test_weights_are_finite(weight: float) -> None:
+@pytest.mark.parametrize("weight", [np.nan, np.inf, "1", True, None])
+def test_weights_are_finite(weight: Any) -> None:
     with pytest.raises(ValueError, match="finite weight"):
         RewardSum([Term("rule", weight)], context(), 2)
 

@@ -156,7 +156,8 @@ def test_rewards_by_name_term_and_component() -> None:
     _, reward, _, _, info = env.step(env.action_space.sample())
     text = env.render()
     assert text is not None
-    assert f"reward   {reward:.4g} (engagement" in text
+    assert f"reward   {reward:.4g} (1 x engagement" in text
+    assert "0.5 x true_preference" in text
     assert text.count("place ") == 5
     assert "true_preference" in text
     assert "the shopper" in text
@@ -185,6 +186,13 @@ def test_a_reward_that_adds_up_to_the_same_is_refused() -> None:
     for make in (SessionEnv, lambda *args, **settings: SessionVectorEnv(2, *args, **settings)):
         with pytest.raises(ValueError, match="'rank' shares out a fixed amount"):
             make(CONFIG, reward=["engagement", "rank"])
+
+
+@pytest.mark.parametrize("value", [0, 2.5, True, "a"])
+@pytest.mark.parametrize("name", ["num_envs", "page_size", "history", "max_pages"])
+def test_sizes_are_integers(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{name}.* must be an integer of at least 1, got {value!r}"):
+        SessionVectorEnv(**{"config": CONFIG, name: value})
 
 
 def test_popularity_is_counts_of_impressions() -> None:

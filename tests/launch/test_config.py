@@ -42,6 +42,11 @@ def test_shipped_config_parses_and_round_trips(name, tmp_path):
     assert load_config(write(tmp_path, to_toml(config))) == config
 
 
+def test_no_reward_at_all_is_a_slip():
+    with pytest.raises(ConfigError, match="--rewards: expected at least one name"):
+        load_config(None, ["--rewards"])
+
+
 def test_shipped_config_by_bare_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_config(Path("demo")) == load_config(shipped_configs()["demo"])

@@ -380,4 +380,7 @@ def test_print_config_and_dry_run_write_nothing(tmp_path, capsys):
     assert "seed = 5" in capsys.readouterr().out, "--seed is a setting, and not short for --seeds"
     main(["run", config, "--dry-run", "--out", str(tmp_path / "runs")])
     assert "minutes" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["run", config, "--dry-run", "--rewards", "nope"])
+    assert "unknown reward 'nope'" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
