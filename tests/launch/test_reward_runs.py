@@ -79,6 +79,7 @@ def test_a_broken_reward_ends_the_run_and_says_where(finished, tmp_path, workers
     assert ended.returncode == 1
     assert re.search(said, ended.stderr), ended.stderr
     assert "reward 'my_rewards:broken'" in ended.stderr
-    assert re.search(r"at context \d+ \(row \d+ of the batch\): user \d+, history", ended.stderr), "the offending example"
+    example = r"at context \d+ \(row \d+ of the batch\): user \d+, history"
+    assert re.search(example, ended.stderr), "the offending example"
     assert "Traceback" in ended.stderr
     assert '"sample"' not in (tmp_path / "runs/tiny/rl/stage.json").read_text(), "the finished arm is the old one"
