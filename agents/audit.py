@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts
+from sidgym.envs.records import Episodes, Rollouts
+from sidgym.envs.reward_context import is_member, mean_over_items
 from sidgym.envs.rewards import Scores
 
 EVALUATIONS = 3
@@ -54,8 +55,7 @@ def group_figures(
     if not scores.parts:
         return {}
     valid, total = rollouts.valid, np.asarray(scores.total, dtype=np.float64)
-    hit = (rollouts.items[..., None] == episodes.targets[:, None, None, :]) & (rollouts.items != PAD_ITEM)[..., None]
-    hit = hit.any(axis=tuple(range(2, hit.ndim)))
+    hit = is_member(rollouts.items, episodes.targets).any(axis=-1)
     figures = {
         "audit/all_zero": ((total == 0) | ~valid).all(axis=1).astype(np.float64),
         "audit/all_equal": is_constant(total, valid).astype(np.float64),
@@ -77,10 +77,8 @@ def group_figures(
 
 def log_popularity(rollouts: Rollouts, popularity: np.ndarray) -> np.ndarray:
     """Mean of ``log(1 + popularity)`` over the items of each candidate, 0 where it has none. (B, G) float64."""
-    real = rollouts.items != PAD_ITEM
-    values = np.where(real, np.log1p(np.asarray(popularity, dtype=np.float64))[rollouts.items], 0.0)
-    axes = tuple(range(2, values.ndim))
-    return values.sum(axis=axes) / np.maximum(real.sum(axis=axes), 1)
+    counts = np.asarray(popularity, dtype=np.float64)[rollouts.items]
+    return mean_over_items(np.log1p(counts), rollouts.items)
 
 
 def correlation(left: np.ndarray, right: np.ndarray, valid: np.ndarray) -> np.ndarray:

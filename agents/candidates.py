@@ -25,6 +25,7 @@ from sidgym.agents.audit import group_figures, is_constant
 from sidgym.agents.config import RlConfig
 from sidgym.agents.engine import Engine
 from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts
+from sidgym.envs.reward_context import is_member
 from sidgym.envs.rewards import RewardSum, Scores
 from sidgym.envs.session_dynamics import Sessions, episodes_of, open_sessions, play_page, session_rewards, shown_page
 from sidgym.envs.simulator_world import World
@@ -239,7 +240,7 @@ def _rollout_figures(rollouts: Rollouts, wanted: np.ndarray) -> dict[str, np.nda
     items = np.sort(np.where(rollouts.valid, rollouts.item, PAD_ITEM), axis=1)
     fresh = np.ones_like(items, dtype=bool)
     fresh[:, 1:] = items[:, 1:] != items[:, :-1]
-    hit = np.array([np.isin(row, goal[goal != PAD_ITEM]).any() for row, goal in zip(rollouts.items, wanted)])
+    hit = is_member(rollouts.items, wanted).any(axis=(1, 2))
     return {
         "rollout/unique_items": (fresh & (items != PAD_ITEM)).sum(axis=1).astype(np.float64),
         "rollout/hit": hit.astype(np.float64),

@@ -140,9 +140,12 @@ def observe(episodes: Episodes, table: SidTable) -> tuple[np.ndarray, np.ndarray
 
 
 def _codes_of_histories(history: np.ndarray, table: SidTable) -> tuple[np.ndarray, np.ndarray]:
-    real = history != PAD_ITEM
-    codes = np.where(real[..., None], table.codes[np.maximum(history, 0)], NO_CODE)
-    return codes, real.sum(axis=1)
+    return codes_of(history, table), (history != PAD_ITEM).sum(axis=1)
+
+
+def codes_of(items: np.ndarray, table: SidTable) -> np.ndarray:
+    """SIDs of items (...), NO_CODE at PAD_ITEM; (..., L) int64."""
+    return np.where((items != PAD_ITEM)[..., None], table.codes[np.maximum(items, 0)], NO_CODE)
 
 
 class LoggedContexts:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sidgym.envs.dynamics import Transition, check_count, repeats
+from sidgym.envs.logged import codes_of
 from sidgym.envs.records import CLICK, ORDER, PAD_ITEM, SHOWN, Catalogue, Episodes, Rollouts
 from sidgym.envs.render import context_line, item_title, parts_text, path_text
 from sidgym.envs.rewards import RewardContext, RewardSum, Scores, Term, check_page_reward
@@ -206,11 +207,6 @@ def shown_page(page: np.ndarray, codes: np.ndarray) -> Rollouts:
     """Pages of items (B, S) and their SIDs (B, S, L) as groups, ranked as they stand on the page."""
     logp = np.zeros(codes.shape, dtype=np.float32)
     return Rollouts(codes, page != PAD_ITEM, page[:, :, None], logp, mode="given", normalise="trie")
-
-
-def codes_of(items: np.ndarray, table: SidTable) -> np.ndarray:
-    """SIDs of items (...), -1 at PAD_ITEM; (..., L) int64."""
-    return np.where((items != PAD_ITEM)[..., None], table.codes[np.maximum(items, 0)], -1)
 
 
 class SessionDynamics:

@@ -15,6 +15,7 @@ from sidgym.agents.evaluate import PolicyPages
 from sidgym.agents.objectives import group_standardised
 from sidgym.agents.rl import session_return
 from sidgym.agents.update import advantages, apply_gradients, group_loss, make_optimizer, rollout_groups, step_seed
+from sidgym.envs.logged import PageDynamics
 from sidgym.envs.oracle import percent_of_oracle
 from sidgym.envs.records import PAD_ITEM, Episodes
 from sidgym.envs.rewards import RewardContext, RewardSum
@@ -124,6 +125,21 @@ def test_a_page_earns_the_positives_that_it_holds():
             assert len(set(items[row, page])) == 3
             assert found.total[row, page] == len(set(items[row, page]) & set(episodes.targets[row]))
     np.testing.assert_array_equal(found.terms["rule"], found.total)
+
+
+def test_a_page_earns_what_the_environment_pays_for_it():
+    """The learner and ``Page-v0`` give the same page the same reward."""
+    _, episodes, _, engine = page_world()
+    terms = (RewardConfig("rule", 1.0, {"any_positive": True}), RewardConfig("diversity", 0.3))
+    reward = RewardSum(terms, RewardContext(table=engine.policy.table), PAGE.page_size)
+    found = ANSWERS["page"](episodes, engine, reward, PAGE, 0)
+    slots, rng = np.arange(len(episodes)), np.random.default_rng(0)
+    env = PageDynamics(len(episodes), episodes, engine.policy.table, reward, PAGE.page_size)
+    for page in range(PAGE.group_size):
+        env.begin(slots, rng, {"row": slots})
+        moved = env.step(slots, found.codes[:, page].reshape(len(episodes), PAGE.page_size, -1), rng)
+        np.testing.assert_allclose(moved.reward, found.total[:, page], rtol=1e-5)
+    assert found.total.std() > 0
 
 
 def test_what_cancels_is_no_signal():
