@@ -57,4 +57,9 @@ def main(
 
 def machine() -> str:
     """The processors of this machine, in words."""
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), one thread a process"
+    return processors(os.cpu_count(), platform.machine())
+
+
+def processors(count: int | None, kind: str) -> str:
+    """Processors as every result and table names them."""
+    return f"{count} CPU cores ({kind}), one thread a process"

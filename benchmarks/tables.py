@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sidgym.benchmarks.script import processors
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 NAMES = {
@@ -130,8 +132,8 @@ def _setting(result: Mapping[str, Any]) -> str:
     machine = result["environment"]
     seeds = len(result["seeds"])
     return (
-        f"{result['n_users']:,} test users, {seeds} seed{'s' if seeds > 1 else ''}; {machine['cpu_count']} CPU cores "
-        f"({machine['machine']}), one thread a process, {result['wall_seconds'] / 60:.0f} minutes, at most "
+        f"{result['n_users']:,} test users, {seeds} seed{'s' if seeds > 1 else ''}; "
+        f"{processors(machine['cpu_count'], machine['machine'])}, {result['wall_seconds'] / 60:.0f} minutes, at most "
         f"{result['peak_memory_gib']:.1f} GiB"
     )
 
