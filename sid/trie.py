@@ -180,6 +180,21 @@ class Trie:
             child = torch.where((child >= 0) & self.allowed[child], child, NO_NODE)
         return child
 
+    def reaches_one(self, nodes: Tensor) -> Tensor:
+        """Whether a single (allowed) SID lies at or below each node: (...) int64 -> (...) bool, False for -1."""
+        return self._single[nodes.clamp(min=0)] & (nodes >= 0)
+
+    @cached_property
+    def _single(self) -> Tensor:
+        """By node, whether a single (allowed) SID lies at or below it; a pass over the nodes."""
+        count = torch.zeros(self.num_nodes, dtype=torch.int32, device=self.device)
+        leaves = slice(self._bounds[-2], None)
+        count[leaves] = 1 if self.allowed is None else self.allowed[leaves].int()
+        for level in range(self.depth, 0, -1):
+            here = slice(self._bounds[level], self._bounds[level + 1])
+            count.index_add_(0, self.parent[here], count[here].clone())
+        return count == 1
+
     @cached_property
     def _halvings(self) -> int:
         """Times that the most children of a node without a dense row are halved until none is left."""

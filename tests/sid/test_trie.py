@@ -219,3 +219,19 @@ def test_hash_sees_every_change() -> None:
     assert Trie.from_codes(codes.copy(), [2, 2]).to("cpu").content_hash() == base
     assert Trie.from_codes(codes, (2, 3)).content_hash() != base
     assert Trie.from_codes(codes[::-1], (2, 2)).content_hash() != base
+
+
+@settings(max_examples=30, deadline=None)
+@given(tables(), st.data())
+def test_nodes_that_reach_one_sid_only(
+    case: tuple[np.ndarray, tuple[int, ...], np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    codes, sizes, *_ = case
+    trie = Trie.from_codes(codes, sizes)
+    kept = data.draw(st.lists(st.integers(0, len(codes) - 1), min_size=1, unique=True))
+    for part, rows in ((trie, codes), (trie.restrict(np.array(kept)), codes[kept])):
+        prefixes = [tuple(row[:level]) for row in np.unique(rows, axis=0).tolist() for level in range(len(sizes) + 1)]
+        for row in codes.tolist():
+            expected = [prefixes.count(tuple(row[:level])) == 1 for level in range(len(sizes) + 1)]
+            assert part.reaches_one(trie.path(torch.tensor(row))).tolist() == expected
+    assert not bool(trie.reaches_one(torch.tensor(-1)))
