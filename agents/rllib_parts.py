@@ -82,8 +82,7 @@ class ChunkSampler:
 
     def set_weights(self, weights: dict[str, torch.Tensor], version: int) -> None:
         """Takes weights of any version, older ones too: a run may go back."""
-        self.policy.model.load_state_dict(weights, strict=False)
-        self.engine.version = version
+        self.engine.load_weights(weights, version)
 
 
 def collect(

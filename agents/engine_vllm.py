@@ -1,0 +1,383 @@
+"""Rollouts by vLLM: our own beam loop, one token a step, over its offline engine with prefix caching.
+
+Every step asks vLLM for the log-probabilities of the codes that the trie allows, by ``logprob_token_ids``: no grammar,
+no logits processor, so the same code serves its CPU and CUDA runners. vLLM holds a copy of the weights.
+``load_weights`` replaces it, empties the prefix cache and compares log-probabilities with the policy's, because a push
+that misses a weight or leaves old keys in the cache gives wrong numbers without a word.
+
+By default vLLM runs in Ray actors: it wants environment variables before torch is imported and replaces functions of
+torch. Left out: choosing the candidates (``tree_search``, ``asked_search``); mode ``free``, as vLLM gives a request at
+most 128 log-probabilities of one's choice; and equal bits from one run to the next, as what the prefix cache holds can
+change the last ones.
+"""
+
+import importlib.util
+import logging
+import os
+import tempfile
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from sidgym.agents.asked_search import AskedSearch, AskedStochasticBeams
+from sidgym.agents.checkpoint import write_policy
+from sidgym.agents.engine_torch import load_shared_weights, make_rollouts
+from sidgym.agents.policy import Policy
+from sidgym.agents.tree_search import TreeSearch
+from sidgym.envs.records import Episodes, Rollouts, concatenate_rollouts
+from sidgym.sid.trie import Trie
+
+MODES = ("beam", "sample", "stochastic_beam")
+MOST_IDS = 128
+"""Log-probabilities that vLLM gives a request at most; wider nodes are asked for in several requests."""
+TOLERANCE = {torch.float32: 5e-4}
+"""Largest difference of a log-probability after a push; ``COARSE`` for other number formats."""
+COARSE = 0.2
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Attention head sizes that vLLM 0.32 computes on a CPU."""
+PROBE_BLOCKS = 2
+"""Whole cache blocks of the prompt that is compared after a push: stale ones must be among them."""
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in our own process, where weights can be handed over
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCHDYNAMO_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+"""Set in vLLM's process where the caller's environment does not say otherwise."""
+
+
+BLOCK = 32
+"""Tokens of a cache block; vLLM's CPU kernels want a multiple of 32."""
+OBJECT_STORE = 150 * 2**20
+"""Bytes of Ray's object store where this module starts Ray; prompts and log-probabilities are small."""
+
+
+class WeightsMismatch(RuntimeError):
+    """vLLM computes with other weights than the policy has."""
+
+
+class Runner(Protocol):
+    """One vLLM engine, wherever it runs."""
+
+    def score(self, stamp: str, prompts: list[list[int]], sets: list[list[int]], which: list[int]) -> np.ndarray:
+        """Log-probabilities under the whole softmax of the tokens ``sets[which[i]]`` behind prompt i, end to end."""
+
+    def push(self, stamp: str, state: dict[str, torch.Tensor]) -> None:
+        """Takes other weights."""
+
+    def close(self) -> None:
+        """Ends the engine."""
+
+
+class VllmRunner:
+    """vLLM's ``LLM`` in this process. ``stamp`` names the weights it holds; a request names those that it expects."""
+
+    def __init__(self, directory: str, **options: Any):
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        self.llm = LLM(model=directory, enforce_eager=True, enable_prefix_caching=True, **options)
+        self.stamp = ""
+
+    def score(self, stamp: str, prompts: list[list[int]], sets: list[list[int]], which: list[int]) -> np.ndarray:
+        if stamp != self.stamp:
+            raise WeightsMismatch("this vLLM engine has been given other weights since; push them again (load_weights)")
+        from vllm import SamplingParams
+
+        def ask(ids: list[int]) -> SamplingParams:
+            return SamplingParams(
+                temperature=0,
+                max_tokens=1,
+                detokenize=False,
+                ignore_eos=True,
+                flat_logprobs=True,
+                skip_clone=True,
+                logprob_token_ids=ids,
+            )
+
+        pieces = [[ask(ids[at : at + MOST_IDS]) for at in range(0, len(ids), MOST_IDS)] for ids in sets]
+        asked = [(prompt, piece) for prompt, number in zip(prompts, which) for piece in pieces[number]]
+        answers = self.llm.generate(
+            [{"prompt_token_ids": prompt} for prompt, _ in asked], [piece for _, piece in asked], use_tqdm=False
+        )
+        out: list[float] = []
+        for answer, (_, piece) in zip(answers, asked):
+            # The sampled token's stands first; where requests of one step differ in length, filling follows.
+            out += answer.outputs[0].logprobs.logprobs[1 : 1 + len(piece.logprob_token_ids)]
+        return np.array(out, dtype=np.float32)
+
+    def push(self, stamp: str, state: dict[str, torch.Tensor]) -> None:
+        """Takes weights from this process; vLLM must compute in it, too (one device)."""
+        self._reload(stamp, weights_iterator=iter(list(state.items())))
+
+    def push_files(self, stamp: str, directory: str) -> None:
+        """As ``push``, from the ``*.safetensors`` in ``directory``; serves workers in processes of their own, too."""
+        self._reload(stamp, weights_path=directory)
+
+    def _reload(self, stamp: str, **source: Any) -> None:
+        self.llm.collective_rpc("reload_weights", kwargs=source)
+        if not self.llm.reset_prefix_cache():
+            raise WeightsMismatch("vLLM did not empty its prefix cache: it still computes, or holds blocks")
+        self.stamp = stamp
+
+    def close(self) -> None:
+        del self.llm
+
+
+class ActorRunner:
+    """A ``VllmRunner`` in a Ray actor; weights travel as a file, so it must share a file system with this process."""
+
+    def __init__(self, directory: str, gpus: int, options: dict[str, Any]):
+        import ray
+
+        variables = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+        # No CPU is reserved: whoever asks waits for the answer, and a cluster of workers alone must have room for it.
+        remote = ray.remote(VllmRunner).options(num_cpus=0, num_gpus=gpus, runtime_env={"env_vars": variables})
+        self.ray = ray
+        self.actor: Any = remote.remote(directory, **options)
+
+    def wait(self) -> None:
+        """Until the engine has started."""
+        self.ray.get(self.actor.__ray_ready__.remote())
+
+    def score(self, stamp: str, prompts: list[list[int]], sets: list[list[int]], which: list[int]) -> np.ndarray:
+        return self.ray.get(self.actor.score.remote(stamp, prompts, sets, which))
+
+    def push(self, stamp: str, state: dict[str, torch.Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        with tempfile.TemporaryDirectory(prefix="sidgym-push-") as directory:
+            # Tied weights share memory, which the format refuses.
+            whole = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+            save_file(whole, Path(directory) / "model.safetensors")
+            self.ray.get(self.actor.push_files.remote(stamp, directory))
+
+    def close(self) -> None:
+        self.ray.kill(self.actor, no_restart=True)
+
+
+@dataclass
+class VllmEngine:
+    """vLLM as an engine; ``version`` names the weights, ``chunk`` contexts are asked for at once.
+
+    vLLM starts with the first rollout, so an engine that is only held in reserve costs nothing.
+
+    ``engines`` vLLM engines take whole chunks in turn, each on ``tensor_parallel_size`` of Ray's GPUs. ``in_process``
+    runs one in this process instead, which changes torch here (``ENVIRONMENT``, ``set_num_threads``). ``runners`` takes
+    running ones over, of a model with the same shape and vocabulary. ``options`` go to ``vllm.LLM``. A prompt and its
+    candidate hold at most ``max_length`` tokens.
+    """
+
+    policy: Policy
+    chunk: int = 16
+    normalise: str = "trie"
+    version: int = 0
+    engines: int = 1
+    tensor_parallel_size: int = 1
+    in_process: bool = False
+    max_length: int = 4096
+    options: dict[str, Any] = field(default_factory=dict)
+    runners: list[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalise not in ("trie", "vocab"):
+            raise ValueError(f"unknown normalise {self.normalise!r}; known: trie, vocab")
+        self.max_length = min(self.max_length, self.policy.model.config.get_text_config().max_position_embeddings)
+        self._stamp, self._closed = "", False
+        if self.runners is not None:
+            self.load_weights(self.policy.model.state_dict(), self.version)
+            return
+        if importlib.util.find_spec("vllm") is None:
+            raise ModuleNotFoundError(
+                "rl.engine = 'vllm' needs vLLM, which is not installed: pip install 'sidgym[vllm]' for CUDA, "
+                "make setup-dev in a checkout on x86-64 Linux without; or use rl.engine = 'torch'"
+            )
+        if self.in_process and (self.engines, self.tensor_parallel_size) != (1, 1):
+            raise ValueError("in_process runs one vLLM engine on one device; use Ray actors for more")
+        check_head_size(self.policy)
+
+    def _running(self) -> list[Any]:
+        """The engines, started and compared with the policy when they are first needed."""
+        if self._closed:
+            raise RuntimeError("this vLLM engine has been closed")
+        if self.runners is None:
+            self.runners = self._start()
+            self.check()
+        return self.runners
+
+    def _start(self) -> list[Any]:
+        options = {
+            "dtype": str(next(self.policy.model.parameters()).dtype).removeprefix("torch."),
+            "max_model_len": self.max_length,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "disable_log_stats": True,
+            **({} if torch.cuda.is_available() else {"block_size": BLOCK}),
+            **self.options,
+        }
+        with tempfile.TemporaryDirectory(prefix="sidgym-vllm-") as directory:
+            write_policy(Path(directory), self.policy)
+            if self.in_process:
+                return [VllmRunner(directory, **options)]
+            gpus = start_ray(self.tensor_parallel_size)
+            runners = [ActorRunner(directory, gpus, options) for _ in range(self.engines)]
+            for runner in runners:
+                runner.wait()
+        return runners
+
+    def load_weights(self, state: dict[str, torch.Tensor], version: int) -> None:
+        """Rolls out with ``state`` from now on and calls it ``version``; the policy's model gets it, too.
+
+        Of tied weights one name is enough. Raises ``WeightsMismatch`` where vLLM then computes something else than the
+        policy, and ``ValueError`` for weights of another model.
+        """
+        load_shared_weights(self.policy, state)
+        self.version = version
+        if self.runners is None:
+            return  # they start with these weights
+        self._stamp = uuid.uuid4().hex
+        for runner in self._running():
+            # The whole state dict: vLLM wants tied weights under each of their names.
+            runner.push(self._stamp, self.policy.model.state_dict())
+        self.check()
+
+    @torch.no_grad()
+    def check(self) -> float:
+        """Largest difference to the policy's log-probabilities of first codes behind one prompt, over the engines.
+
+        Raises ``WeightsMismatch`` where it is too large or no number.
+        """
+        prompt = self._probe()
+        ids = self.policy.level_ids(0)[:MOST_IDS]
+        training = self.policy.training
+        self.policy.eval()
+        hidden = self.policy.hidden(input_ids=torch.tensor([prompt], device=self.policy.device), use_cache=False)
+        logits = self.policy.logits(hidden[0, -1])
+        self.policy.train(training)
+        own = (logits[ids] - logits.logsumexp(-1)).cpu().numpy()
+        allowed = TOLERANCE.get(self.policy.model.dtype, COARSE)
+        worst = 0.0
+        for runner in self._running():
+            gap = float(np.abs(runner.score(self._stamp, [prompt], [ids.tolist()], [0]) - own).max())
+            if not gap <= allowed:  # NaN does not pass
+                self._stamp = "refused"  # no rollout with them, whoever catches this
+                raise WeightsMismatch(
+                    f"vLLM's log-probabilities differ from the policy's by {gap:.2g}, at most {allowed:g} expected: "
+                    "the push missed weights (tied ones need each of their names), the prefix cache is stale, or vLLM "
+                    f"computes {self.policy.model.config.model_type!r} differently; engine torch needs no push"
+                )
+            worst = max(worst, gap)
+        return worst
+
+    def _probe(self) -> list[int]:
+        """A prompt of the catalogue's first items, long enough to fill ``PROBE_BLOCKS`` blocks of the cache."""
+        items = self.policy.tokens.item_tokens
+        rows = np.arange(-(-PROBE_BLOCKS * BLOCK // items.shape[1])) % len(items)
+        return [self.policy.tokens.history, *items[rows].reshape(-1).tolist()][: self.max_length - 1]
+
+    def rollout(
+        self,
+        episodes: Episodes,
+        group_size: int,
+        mode: str = "beam",
+        trie: Trie | None = None,
+        seed: int = 0,
+        lanes: int = 1,
+    ) -> Rollouts:
+        """As ``TorchEngine.rollout``, from the same draws; ``ValueError`` for mode ``free``.
+
+        Raises ``WeightsMismatch`` where the runners were given other weights in the meantime.
+        """
+        if mode == "free":
+            raise ValueError("engine vllm cannot draw in mode 'free' (the whole vocabulary); use engine torch for it")
+        if mode not in MODES:
+            raise ValueError(f"unknown rollout mode {mode!r}; known: {', '.join(MODES)}")
+        if group_size < 1:
+            raise ValueError(f"group_size must be at least 1, got {group_size}")
+        if lanes < 1 or (lanes > 1 and mode != "stochastic_beam"):
+            raise ValueError(f"lanes must be at least 1, and 1 unless the mode is stochastic_beam; got {lanes}, {mode}")
+        if mode == "stochastic_beam" and self.normalise != "trie":
+            raise ValueError(f"stochastic_beam needs normalise = 'trie', got {self.normalise!r}")
+        trie = self.policy.trie if trie is None else trie
+        runners = self._running()
+
+        @torch.no_grad()
+        def serve(number: int) -> list[Rollouts]:
+            """Every chunk of one runner: number, number + R, ..."""
+            return [
+                self._rollout_chunk(
+                    runners[number], episodes.take(slice(at, at + self.chunk)), group_size, mode, trie, seed, lanes
+                )
+                for at in range(number * self.chunk, len(episodes), len(runners) * self.chunk)
+            ]
+
+        if len(runners) == 1:
+            return concatenate_rollouts(serve(0))
+        with ThreadPoolExecutor(len(runners)) as pool:
+            shares = [iter(share) for share in pool.map(serve, range(len(runners)))]
+        chunks = -(-len(episodes) // self.chunk)
+        return concatenate_rollouts([next(shares[number % len(runners)]) for number in range(chunks)])
+
+    def _rollout_chunk(
+        self, runner: Runner, episodes: Episodes, group: int, mode: str, trie: Trie, seed: int, lanes: int
+    ) -> Rollouts:
+        def ask(prompts: list[list[int]], sets: list[list[int]], which: list[int]) -> np.ndarray:
+            longest = max(map(len, prompts))
+            if longest >= self.max_length:
+                raise ValueError(
+                    f"a prompt of {longest} tokens, vLLM was started for {self.max_length - 1}: shorten the histories "
+                    "or raise max_length"
+                )
+            return runner.score(self._stamp, prompts, sets, which)
+
+        search: TreeSearch
+        if mode == "stochastic_beam":
+            search = AskedStochasticBeams(ask, self.policy, episodes, group, trie, self.normalise, seed, lanes)
+        else:
+            search = AskedSearch(ask, self.policy, episodes, group, mode, trie, self.normalise, seed)
+        codes, logp, alive = search.run()
+        return make_rollouts(codes, logp, alive, trie, mode, self.normalise, self.version)
+
+    def close(self) -> None:
+        """Ends the vLLM engines; nothing can be asked of them any more."""
+        for runner in self.runners or []:
+            runner.close()
+        self.runners, self._closed = None, True
+
+
+def check_head_size(policy: Policy) -> None:
+    """Refuses by ``ValueError`` a model whose attention vLLM cannot compute on a CPU, before anything is started."""
+    config = policy.model.config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if not torch.cuda.is_available() and size not in CPU_HEAD_SIZES:
+        raise ValueError(
+            f"rl.engine = 'vllm' on a CPU needs attention heads of {', '.join(map(str, CPU_HEAD_SIZES))} numbers, this "
+            f"model's have {size} (policy.hidden_size / policy.heads); change them or use rl.engine = 'torch'"
+        )
+
+
+def start_ray(gpus: int) -> int:
+    """Starts Ray on this machine unless it runs. ``gpus`` if Ray has so many, else 0."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=1,
+            include_dashboard=False,
+            dashboard_host="127.0.0.1",
+            object_store_memory=OBJECT_STORE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    return gpus if ray.cluster_resources().get("GPU", 0) >= gpus else 0

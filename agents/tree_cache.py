@@ -1,0 +1,287 @@
+"""A causal language model read along a small tree: prompts once, then branches that see their prompt and ancestors.
+
+Two ways lead to the same hidden states. ``BlockTree`` walks the blocks of Llama's family itself. It knows that of a
+prompt's last block only keys and values and the newest token's output are ever read; it drops padding before every
+matrix product; and a branch attends to its prompt and to its own ancestors alone, not to a masked row of all branches.
+``ModelTree`` gives any other architecture a 4-D mask and lets transformers keep the cache. ``grow_tree`` chooses.
+``read_prefixes`` reads a tree that is known beforehand, with gradients. Left out: what is done with the hidden states
+(``tree_search``, ``packed``).
+
+Symbols: B contexts, P prompt tokens, W branches fed at once, H width of the model, N prompt tokens without padding.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import DynamicCache
+
+from sidgym.agents.policy import NEGATIVE_INFINITY, Policy, additive_mask, causal_visibility, position_ids
+
+BLOCK_FAMILY = ("llama", "qwen2", "qwen3")
+"""model_type of transformers whose blocks ``BlockTree`` knows."""
+SPAN = 512
+"""Tokens at a time on a CPU."""
+FIXED_ROPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings that depend on a token's position alone, not on how long the sequence is."""
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine (N, 1, D) of the rotary embedding (Llama's convention: halves are turned against each other)."""
+
+
+class TokenTree(Protocol):
+    """Hidden states of a tree of tokens; the tree grows level by level."""
+
+    def prompt(self) -> torch.Tensor:
+        """Hidden states (B, 1, H) of the newest prompt tokens; called once, first."""
+
+    def branches(self, tokens: torch.Tensor, path: torch.Tensor, last: bool) -> torch.Tensor:
+        """Hidden states (B, W, H) of new tokens (B, W).
+
+        ``path`` (B, W, n) says which branch of each of the n earlier calls is a token's ancestor. After ``last`` there
+        are no further calls, so nothing is kept.
+        """
+
+
+def grow_tree(policy: Policy, ids: torch.Tensor, mask: torch.Tensor) -> TokenTree:
+    """The tree of the fastest kind that ``policy`` allows, for prompts ``ids`` and ``mask`` (B, P), padded on
+    one side or the other."""
+    return (BlockTree if knows_blocks(policy) else ModelTree)(policy, ids, mask)
+
+
+def knows_blocks(policy: Policy) -> bool:
+    """Whether ``BlockTree`` knows this architecture; it does not drop out, so nothing is known that would have to."""
+    if policy.training and policy.model.config.to_dict().get("attention_dropout"):
+        return False
+    config = policy.model.config
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    return config.model_type in BLOCK_FAMILY and rope in FIXED_ROPES and set(kinds) == {"full_attention"}
+
+
+class BlockTree:
+    """The blocks of Llama, Qwen2 and Qwen3, walked here; every weight is used through the model's own modules."""
+
+    def __init__(self, policy: Policy, ids: torch.Tensor, mask: torch.Tensor):
+        model: Any = policy.model.base_model
+        self.model = model
+        self.blocks = model.layers
+        self.embed: Callable[[torch.Tensor], torch.Tensor] = model.embed_tokens
+        self.batch, self.width = ids.shape
+        self.length = mask.sum(-1)
+        rows, columns = mask.nonzero(as_tuple=True)
+        self.tokens = ids[rows, columns]  # (N,) row by row
+        self.place = position_ids(mask)[rows, columns]
+        self.full = len(rows) == self.batch * self.width
+        # Keys stand from slot 0 on and padding behind them, where causal attention does not see it.
+        self.slot = rows * self.width + self.place
+        self.end = self.length.cumsum(0) - 1  # (B,) where each prompt's newest token stands among the N
+        self.hidden_keys = None
+        if not self.full:
+            seen = torch.arange(self.width, device=ids.device) < self.length[:, None]
+            bias = torch.zeros(seen.shape, device=ids.device).masked_fill_(~seen, NEGATIVE_INFINITY)
+            self.hidden_keys = bias[:, None, None]  # (B, 1, 1, P)
+        self.keys: list[tuple[torch.Tensor, torch.Tensor]] = []  # by block: (B, heads, P, D) twice
+        self.grown: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in self.blocks]  # (B, W, heads, D) twice
+
+    def prompt(self) -> torch.Tensor:
+        words, of = self.tokens.unique(return_inverse=True)
+        embedded = self.embed(words)
+        hidden = embedded[of]
+        turn = self._rotation(hidden, self.place)
+        for block in self.blocks[:-1]:
+            if block is self.blocks[0]:
+                # Until they are turned its projections hang on the token alone: one for all places where it stands.
+                query, key, value = (part[of] for part in _project(block, embedded))
+            else:
+                parts = [_project(block, hidden[rows]) for rows in _spans(hidden)]
+                query, key, value = (torch.cat(part) for part in zip(*parts))
+            query, key, value = (self._padded(part) for part in (_turn(query, turn), _turn(key, turn), value))
+            self.keys.append((key, value))
+            grouped = query.shape[1] != key.shape[1]
+            scale = block.self_attn.scaling
+            seen = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+            seen = seen.transpose(1, 2).flatten(2).flatten(0, 1)
+            hidden = _finish(block, hidden, seen if self.full else seen[self.slot])
+        return self.model.norm(self._last_block(hidden, turn))[:, None]
+
+    def _last_block(self, hidden: torch.Tensor, turn: Rotation) -> torch.Tensor:
+        """(B, H): of a prompt's other tokens nothing is read but keys and values."""
+        block, end = self.blocks[-1], self.end
+        normed = block.input_layernorm(hidden)
+        key, value = _turn(_heads(block, "k", normed), turn), _heads(block, "v", normed)
+        self.keys.append((self._padded(key), self._padded(value)))
+        query = _turn(_heads(block, "q", normed[end]), (turn[0][end], turn[1][end]))
+        seen = self._attend(block, query[:, None], *self.keys[-1], [])
+        return _finish(block, hidden[end], seen.flatten(0, 1))
+
+    def branches(self, tokens: torch.Tensor, path: torch.Tensor, last: bool) -> torch.Tensor:
+        batch, width = tokens.shape
+        hidden = self.embed(tokens.flatten())
+        turn = self._rotation(hidden, (self.length[:, None] + path.shape[-1]).expand(batch, width).flatten())
+        rows = torch.arange(batch, device=tokens.device)[:, None]
+        for block, (keys, values), grown in zip(self.blocks, self.keys, self.grown):
+            query, key, value = _project(block, hidden)
+            query, key = _turn(query, turn), _turn(key, turn)
+            query, key, value = (part.unflatten(0, (batch, width)) for part in (query, key, value))
+            own = [(k[rows, path[..., n]], v[rows, path[..., n]]) for n, (k, v) in enumerate(grown)]
+            own.append((key, value))
+            if not last:
+                grown.append((key, value))
+            hidden = _finish(block, hidden, self._attend(block, query, keys, values, own).flatten(0, 1))
+        return self.model.norm(hidden).unflatten(0, (batch, width))
+
+    def _rotation(self, hidden: torch.Tensor, place: torch.Tensor) -> Rotation:
+        """Cosine and sine (N, 1, D) of the rotary embedding at positions (N,)."""
+        cos, sin = self.model.rotary_emb(hidden, place[None])
+        return cos[0, :, None], sin[0, :, None]
+
+    def _padded(self, part: torch.Tensor) -> torch.Tensor:
+        """(N, heads, D) to (B, heads, P, D), padded on the right."""
+        if not self.full:
+            out = part.new_zeros(self.batch * self.width, *part.shape[1:])
+            out[self.slot] = part
+            part = out
+        return part.unflatten(0, (self.batch, self.width)).transpose(1, 2).contiguous()
+
+    def _attend(
+        self,
+        block: Any,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        own: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> torch.Tensor:
+        """What branches (B, W, heads, D) read from their prompt and from their ``own`` tokens: (B, W, heads * D).
+
+        ``own`` holds keys and values (B, W, key heads, D) of each ancestor, the token itself last.
+        """
+        batch, width, heads, size = query.shape
+        groups = keys.shape[1]
+        shape = (batch, groups, width, heads // groups)
+        query = query.unflatten(2, (groups, -1)).transpose(1, 2) * block.self_attn.scaling  # (B, groups, W, rest, D)
+        score = query.flatten(2, 3) @ keys.transpose(2, 3)  # (B, groups, W * rest, P)
+        if self.hidden_keys is not None:
+            score = score + self.hidden_keys.to(score.dtype)
+        near = [(query * key.transpose(1, 2)[:, :, :, None]).sum(-1).flatten(2) for key, _ in own]
+        weight = torch.softmax(torch.cat([score, *(n[..., None] for n in near)], dim=-1).float(), dim=-1)
+        weight = weight.to(values.dtype)
+        out = weight[..., : keys.shape[2]] @ values
+        out = out.view(*shape, size)
+        for n, (_, value) in enumerate(own, start=keys.shape[2]):
+            out = out + weight[..., n].view(*shape, 1) * value.transpose(1, 2)[:, :, :, None]
+        return out.transpose(1, 2).flatten(2)
+
+
+def _project(block: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values (N, heads, D) of a block's input (N, H), the first two not yet turned."""
+    normed = block.input_layernorm(hidden)
+    return _heads(block, "q", normed), _heads(block, "k", normed), _heads(block, "v", normed)
+
+
+def _heads(block: Any, name: str, normed: torch.Tensor) -> torch.Tensor:
+    """Queries, keys or values (N, heads, D), normed where the block does so."""
+    attention = block.self_attn
+    part = getattr(attention, f"{name}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    return part if norm is None else norm(part)
+
+
+def _turn(part: torch.Tensor, turn: Rotation) -> torch.Tensor:
+    """Queries or keys (N, heads, D) under the rotary embedding."""
+    first, second = part.chunk(2, dim=-1)
+    return part * turn[0] + torch.cat((-second, first), dim=-1) * turn[1]
+
+
+def _finish(block: Any, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """A block's output (N, H) from its input and what its attention read (N, heads * D)."""
+    done = []
+    for rows in _spans(hidden):
+        middle = hidden[rows] + block.self_attn.o_proj(seen[rows])
+        done.append(middle + block.mlp(block.post_attention_layernorm(middle)))
+    return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def _spans(hidden: torch.Tensor) -> list[slice]:
+    """Tokens (N, H) that go through a block together: on a CPU as many as stay in its cache between two operations."""
+    size = SPAN if hidden.device.type == "cpu" and not torch.is_grad_enabled() else max(len(hidden), 1)
+    return [slice(start, start + size) for start in range(0, max(len(hidden), 1), size)]
+
+
+def read_prefixes(
+    policy: Policy,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    tokens: Sequence[np.ndarray],
+    groups: Sequence[np.ndarray],
+    parents: Sequence[np.ndarray],
+) -> list[torch.Tensor]:
+    """Hidden states (U_l, H) of the distinct prefixes of l = 0 ... L - 1 codes, with gradient where that is on.
+
+    Level 0 holds the empty prefixes of the B contexts with prompts ``ids`` and ``mask`` (B, P). Of each further level
+    come the newest ``tokens`` (U_l,), the contexts ``groups`` (U_l,), ascending, and the numbers ``parents`` (U_l,) on
+    the level before. Only for policies that ``knows_blocks`` is true of.
+    """
+    batch, device = len(ids), ids.device
+    tree = BlockTree(policy, ids, mask)
+    below = [torch.from_numpy(part).to(device) for part in tokens]
+    # All tokens are read from the table at once: each reading costs a gradient as large as the table.
+    words = torch.cat([tree.tokens, *below]).unique()
+    table = policy.model.get_input_embeddings()(words)
+    tree.embed = lambda wanted: table[torch.searchsorted(words, wanted)]
+    out = [tree.prompt()[:, 0]]
+    path = np.zeros((batch, 0), dtype=np.int64)  # (U_l, l) each prefix's ancestors among those of its context
+    place = np.zeros(batch, dtype=np.int64)  # (U_l,) its own place among them
+    for level, (newest, group, parent) in enumerate(zip(tokens, groups, parents), start=1):
+        size = np.bincount(group, minlength=batch)
+        path = path[parent] if level == 1 else np.concatenate([path[parent], place[parent][:, None]], axis=1)
+        place = np.arange(len(group)) - (np.cumsum(size) - size)[group]
+        cells = (torch.from_numpy(group).to(device), torch.from_numpy(place).to(device))
+        square = ids.new_full((batch, int(size.max(initial=0))), int(words[0]))
+        paths = ids.new_zeros(*square.shape, level - 1)
+        square[cells], paths[cells] = torch.from_numpy(newest).to(device), torch.from_numpy(path).to(device)
+        if len(group):
+            out.append(tree.branches(square, paths, last=level == len(tokens))[cells])
+        else:
+            out.append(out[0].new_zeros(0, out[0].shape[-1]))
+    return out
+
+
+class ModelTree:
+    """Any causal LM that reads a 4-D mask; transformers keeps the cache, and masks keep branches apart."""
+
+    def __init__(self, policy: Policy, ids: torch.Tensor, mask: torch.Tensor):
+        self.policy, self.ids, self.mask = policy, ids, mask
+        self.cache = DynamicCache()
+        self.length = mask.sum(-1)
+        self.starts: list[int] = []  # where each call's tokens begin in the cache
+
+    def prompt(self) -> torch.Tensor:
+        hidden = self.policy.hidden(
+            input_ids=self.ids,
+            attention_mask=additive_mask(causal_visibility(self.mask), self.policy.model),
+            position_ids=position_ids(self.mask),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        newest = (self.mask * torch.arange(self.mask.shape[1], device=self.ids.device)).argmax(-1)
+        return hidden[torch.arange(len(hidden), device=self.ids.device), newest][:, None]
+
+    def branches(self, tokens: torch.Tensor, path: torch.Tensor, last: bool) -> torch.Tensor:
+        batch, width = tokens.shape
+        past = self.cache.get_seq_length()
+        self.starts.append(past)
+        own = torch.arange(width, device=tokens.device).expand(batch, width)[..., None]
+        slots = torch.cat([path, own], dim=-1) + torch.tensor(self.starts, device=tokens.device)
+        visible = torch.zeros(batch, width, past + width, dtype=torch.bool, device=tokens.device)
+        visible[:, :, : self.mask.shape[1]] = self.mask[:, None]
+        visible.scatter_(2, slots, True)
+        return self.policy.hidden(
+            input_ids=tokens,
+            attention_mask=additive_mask(visible, self.policy.model),
+            position_ids=(self.length[:, None] + path.shape[-1]).expand(batch, width),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
