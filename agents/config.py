@@ -87,6 +87,12 @@ class RlConfig:
     """Passes over each rollout."""
     minibatch: int = 0
     """Groups an optimiser step; 0 takes the whole rollout."""
+    tokens_per_microbatch: int = 0
+    """Tokens, padding included, whose activations are held at once: an optimiser step adds up the gradients of as many
+    parts as that takes, of one group at least; 0 holds all of them. It changes no gradient."""
+    parity_tolerance: float = 1e-3
+    """Largest difference, in nats, between a log-probability of the rollout and the same one in the first update after
+    it, for policies in float32; a larger one is an error. 0 does not check."""
     chunk: int = 16
     """Contexts rolled out at once; fixed, so that results do not depend on the number of workers."""
     lr: float = 3e-4

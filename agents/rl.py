@@ -22,12 +22,12 @@ from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.agents.engine import make_engine
 from sidgym.agents.evaluate import PolicyPages, legal_mass, rank_contexts
 from sidgym.agents.logging import MetricsLog, read_metrics
+from sidgym.agents.microbatches import Accumulated
 from sidgym.agents.policy import Policy
 from sidgym.agents.update import (
     GroupBatch,
-    apply_gradients,
     contexts_of_step,
-    group_loss,
+    group_forward,
     make_optimizer,
     minibatches,
     rollout_groups,
@@ -145,6 +145,8 @@ class TorchTrainer:
         self.updates = 0
 
     def step(self, number: int) -> dict[str, float]:
+        if self.engine.version != self.updates:  # an engine may hold a copy of the weights
+            self.engine.load_weights(self.policy.model.state_dict(), self.updates)
         rows = contexts_of_step(len(self.contexts), self.config, self.task.seed, number)
         episodes = self.contexts.take(rows)
         batch, stats = rollout_groups(
@@ -156,10 +158,10 @@ class TorchTrainer:
         """All optimiser steps of one rollout. Metrics are means over the steps."""
         rows: list[dict[str, float]] = []
         for part in minibatches(len(batch), self.config, self.task.seed, self.updates):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss, metrics = group_loss(self.policy, batch.take(part), self.config, self.reference)
-            loss.backward()
-            metrics["grad_norm"] = apply_gradients(self.policy, self.optimizer, self.config, self.updates)
+            step = Accumulated(self.policy, batch.take(part), self.config)
+            for piece in step.passes():
+                step.add(group_forward(self.policy, piece, self.config, self.reference)).backward()
+            metrics = step.apply(self.optimizer, self.updates, first=not rows)
             self.updates += 1
             rows.append(metrics)
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

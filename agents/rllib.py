@@ -17,6 +17,7 @@ RLlib's own checkpoints work but hold pickles; ``rl`` saves safetensors instead.
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -41,18 +42,11 @@ from ray.rllib.utils.spaces.simplex import Simplex
 from ray.util.debug import log_once
 
 from sidgym.agents.checkpoint import load_policy, optimizer_tensors, restore_optimizer
+from sidgym.agents.microbatches import Accumulated
 from sidgym.agents.policy import Policy
 from sidgym.agents.rl import RlTask, frozen_copy, model_weights
 from sidgym.agents.rllib_parts import ChunkSampler, Reply, collect, start_ray
-from sidgym.agents.update import (
-    GroupBatch,
-    apply_gradients,
-    contexts_of_step,
-    group_loss,
-    make_optimizer,
-    minibatches,
-    step_seed,
-)
+from sidgym.agents.update import GroupBatch, contexts_of_step, group_forward, make_optimizer, minibatches, step_seed
 
 SAMPLE_TIMEOUT = 600.0
 """Seconds after which an env runner that has not answered counts as lost for this attempt."""
@@ -176,8 +170,7 @@ class GroupModule(TorchRLModule, InferenceOnlyAPI):
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         groups = GroupBatch(**{field.name: batch[field.name] for field in fields(GroupBatch)})
-        loss, metrics = group_loss(self.policy, groups, self.rl, self.reference)
-        return {"loss": loss, "metrics": metrics}
+        return {"forward": group_forward(self.policy, groups, self.rl, self.reference)}
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         """The language model's weights; the reference never changes and is read from the task's checkpoint."""
@@ -226,21 +219,27 @@ class GroupLearner(TorchLearner):
                 f"{self._weights_seq_no - 1}"
             )
         self.rows = []
+        no_sync = getattr(self.module[DEFAULT_MODULE_ID], "no_sync", nullcontext)
         for part in minibatches(len(columns), self.task.config, self.task.seed, self.updates):
             share = part.reshape(max(self.config.num_learners, 1), -1)[self._learner_index]
-            groups = SampleBatch({name: values[share] for name, values in columns.items()})
-            yield MultiAgentBatch({DEFAULT_MODULE_ID: groups}, env_steps=len(share))
+            groups = GroupBatch(**{field.name: columns[field.name][share] for field in fields(GroupBatch)})
+            self.accumulated = Accumulated(self.policy, groups, self.task.config)
+            for piece in self.accumulated.passes(no_sync):
+                yield MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(vars(piece))}, env_steps=len(piece))
 
-    def compute_loss_for_module(
-        self, *, module_id: str, config: AlgorithmConfig, batch: dict[str, Any], fwd_out: dict[str, Any]
-    ) -> torch.Tensor:
-        self.rows.append(dict(fwd_out["metrics"]))
-        return fwd_out["loss"]
+    def compute_loss_for_module(self, *, fwd_out: dict[str, Any], **kwargs: Any) -> torch.Tensor:
+        return self.accumulated.add(fwd_out["forward"])
+
+    def compute_gradients(self, loss_per_module: dict[Any, Any], **kwargs: Any) -> dict[Any, Any]:
+        """Adds to what the passes before have left."""
+        loss_per_module[DEFAULT_MODULE_ID].backward()
+        return {name: parameter.grad for name, parameter in self._params.items()}
 
     def apply_gradients(self, gradients_dict: dict[Any, torch.Tensor]) -> None:
         """Clips and steps; raises ``FloatingPointError`` where RLlib would put zeros for NaN."""
-        self.rows[-1]["grad_norm"] = apply_gradients(self.policy, self.optimizer, self.task.config, self.updates)
-        self.updates += 1
+        if self.accumulated.complete:
+            self.rows.append(self.accumulated.apply(self.optimizer, self.updates, first=not self.rows))
+            self.updates += 1
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().after_gradient_based_update(timesteps=timesteps)

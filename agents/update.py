@@ -110,49 +110,111 @@ def advantages(found: Candidates, weights: dict[str, float], config: RlConfig) -
     return total.numpy()
 
 
+@dataclass(frozen=True)
+class GroupForward:
+    """What one pass over some groups gives: the loss, and what it was computed from."""
+
+    loss: torch.Tensor  # scalar, with gradient
+    metrics: dict[str, float]
+    inputs: LossInputs
+    entropy: torch.Tensor  # (B, G, W), no gradient
+
+
 def group_loss(
     policy: Policy, batch: GroupBatch, config: RlConfig, reference: Policy | None = None
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """The configured objective on a batch of groups: scalar loss and metrics.
+    """The configured objective on a batch of groups: scalar loss and metrics."""
+    forward = group_forward(policy, batch, config, reference)
+    return forward.loss, forward.metrics
+
+
+def group_forward(policy: Policy, batch: GroupBatch, config: RlConfig, reference: Policy | None = None) -> GroupForward:
+    """``group_loss`` with what it was computed from.
 
     Targets ride along as further candidates of the same packed pass when their log-likelihood is asked for. The items
     of a page do, too, and become one candidate again behind it.
     """
-    width = int((batch.history != PAD_ITEM).any(0).sum()) or 1
-    history = batch.history[:, -width:]
+    history, normalise = _trimmed(batch), normalisation(config)
     groups = torch.from_numpy(batch.codes)
-    codes = groups.reshape(len(batch), -1, policy.levels)
-    group = codes.shape[1]
-    normalise = "free" if config.mode == "free" else config.normalise
-    target_valid = torch.from_numpy(batch.targets != PAD_ITEM)
-    with_targets = config.nll_weight > 0
-    if with_targets:
-        table = torch.from_numpy(policy.tokens.item_tokens if normalise == "free" else policy.table.codes)
-        codes = torch.cat([codes, table[torch.from_numpy(batch.targets).clamp_min(0)]], dim=1)
+    codes = candidate_codes(policy, batch, config)
+    group = codes.shape[1] - (batch.targets.shape[1] if config.nll_weight > 0 else 0)
     scores = packed_logp(policy, history, codes, normalise)
-    valid = torch.from_numpy(batch.valid).to(policy.device)
     ref_logp = None
     if reference is not None:
         with torch.no_grad():
             ref_logp = _by_candidate(packed_logp(reference, history, codes[:, :group], normalise).logp, groups)
+    with_targets = codes.shape[1] > group
     inputs = LossInputs(
         logp=_by_candidate(scores.logp[:, :group], groups),
         old_logp=torch.from_numpy(batch.old_logp).to(policy.device),
         advantage=torch.from_numpy(batch.advantage).to(policy.device),
-        valid=valid,
+        valid=torch.from_numpy(batch.valid).to(policy.device),
         ref_logp=ref_logp,
         target_logp=scores.logp[:, group:] if with_targets else None,
-        target_valid=target_valid.to(policy.device) if with_targets else None,
+        target_valid=torch.from_numpy(batch.targets != PAD_ITEM).to(policy.device) if with_targets else None,
     )
+    return judged(inputs, scores.entropy[:, :group].reshape(groups.shape), config)
+
+
+def candidate_codes(policy: Policy, batch: GroupBatch, config: RlConfig) -> torch.Tensor:
+    """Codes (B, C, L) of all that a batch scores: G items or G * S items of pages, then the targets if they count.
+
+    A target that is padding is -1, and costs nothing.
+    """
+    codes = torch.from_numpy(batch.codes).reshape(len(batch), -1, policy.levels)
+    if config.nll_weight <= 0:
+        return codes
+    known = policy.tokens.item_tokens if config.mode == "free" else policy.table.codes
+    wanted = np.where((batch.targets != PAD_ITEM)[..., None], known[np.maximum(batch.targets, 0)], -1)
+    return torch.cat([codes, torch.from_numpy(wanted)], dim=1)
+
+
+def judged(inputs: LossInputs, entropy: torch.Tensor, config: RlConfig) -> GroupForward:
+    """The configured objective on log-probabilities; ``ValueError`` for one that returns something else than a loss."""
     objective = resolve("objective", config.objective, OBJECTIVES)
     loss, metrics = _checked(
         config.objective, objective(inputs, ObjectiveSpec(config.clip, config.kl_weight, config.nll_weight))
     )
-    entropy = scores.entropy[:, :group].detach().reshape(groups.shape)
-    metrics["entropy"] = float(entropy.masked_fill(~valid[..., None], 0.0).sum() / valid.sum().clamp_min(1))
-    drift = (inputs.logp.detach() - inputs.old_logp).masked_fill(~valid[..., None], 0.0).abs()
+    valid = inputs.valid[..., None]
+    metrics["entropy"] = float(entropy.masked_fill(~valid, 0.0).sum() / valid.sum().clamp_min(1))
+    drift = (inputs.logp.detach() - inputs.old_logp).masked_fill(~valid, 0.0).abs()
     metrics["sampling/logp_difference_max"] = float(drift.max())
-    return loss, metrics
+    return GroupForward(loss, metrics, inputs, entropy)
+
+
+def check_parity(policy: Policy, forward: GroupForward, config: RlConfig) -> None:
+    """For the first update of a rollout: its log-probabilities must be those that the rollout stored.
+
+    Raises ``RuntimeError`` where they differ by more than ``config.parity_tolerance``: the importance ratios would be
+    those of another policy. In less than float32 rounding alone may differ by more, so nothing is checked. An item of a
+    page counts by the probability that was left for it, because the rounding of those before it is divided by that.
+    """
+    if config.parity_tolerance <= 0 or next(policy.model.parameters()).dtype != torch.float32:
+        return
+    inputs = forward.inputs
+    drift = (inputs.logp.detach() - inputs.old_logp).abs()
+    if config.environment != "next_item":
+        missed = 1 - inputs.old_logp.exp().clamp(max=1.0)
+        drift = drift * (missed.cumprod(-1) / missed.clamp_min(torch.finfo(missed.dtype).tiny))
+    worst = float(drift.masked_fill(~inputs.valid[..., None], 0.0).max())
+    if not worst <= config.parity_tolerance:
+        raise RuntimeError(
+            f"log-probabilities of the rollout and of the first update after it differ by {worst:.3g}, expected at "
+            f"most rl.parity_tolerance = {config.parity_tolerance:g}: engine {config.engine!r} drew from another "
+            "policy than the one that is trained. Check that it has the newest weights, computes in float32 and "
+            f"normalises by {normalisation(config)!r}; rl.parity_tolerance = 0 does not check"
+        )
+
+
+def _trimmed(batch: GroupBatch) -> np.ndarray:
+    """Histories (B, T) without columns that are all padding."""
+    width = int((batch.history != PAD_ITEM).any(0).sum()) or 1
+    return batch.history[:, -width:]
+
+
+def normalisation(config: RlConfig) -> str:
+    """How log-probabilities are normalised (``packed_scores``)."""
+    return "free" if config.mode == "free" else config.normalise
 
 
 def _by_candidate(logp: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:

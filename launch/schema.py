@@ -93,6 +93,8 @@ MAY_BE_ZERO = frozenset(
         "rl.horizon",
         "rl.warm_pages",
         "rl.minibatch",
+        "rl.tokens_per_microbatch",
+        "rl.parity_tolerance",
         "rl.weight_decay",
         "rl.warmup_steps",
         "rl.kl_weight",

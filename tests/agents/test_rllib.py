@@ -154,6 +154,29 @@ def test_checkpoints_are_exchanged_with_the_torch_trainer(make_task, tmp_path):
         trainer.close()
 
 
+def test_microbatches_of_tokens_give_the_bits_of_the_torch_trainer(make_task):
+    torch_trainer = TorchTrainer(make_task(tokens_per_microbatch=40))
+    trainer = rllib_trainer(make_task(tokens_per_microbatch=40))
+    try:
+        assert steps(trainer, range(3)) == steps(torch_trainer, range(3))
+        assert_alike(trainer, torch_trainer)
+    finally:
+        trainer.close()
+
+
+def test_a_rollout_with_other_weights_is_refused(make_task):
+    trainer = rllib_trainer(make_task())
+    try:
+        trainer.step(0)
+        with torch.no_grad():
+            for weight in trainer.algorithm.env_runner.sampler.policy.parameters():
+                weight.add_(0.05)
+        with pytest.raises(RuntimeError, match="drew from another policy"):
+            trainer.step(1)
+    finally:
+        trainer.close()
+
+
 def test_gradients_that_are_not_finite_change_nothing(make_task):
     trainer = rllib_trainer(make_task(objective=f"{__name__}:nan_objective"))
     try:
@@ -203,6 +226,22 @@ def test_two_env_runners_one_of_which_is_lost_give_the_bits_of_none(make_task, t
             trainer.step(3)
         assert trainer.step(3) == torch_trainer.step(3)
         assert_alike(trainer, torch_trainer)
+    finally:
+        trainer.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_two_learners_may_take_different_numbers_of_passes(make_task):
+    torch_trainer = TorchTrainer(make_task())
+    expected = steps(torch_trainer, range(3))
+    trainer = rllib_trainer(make_task(learners=2, tokens_per_microbatch=40))
+    try:
+        for metrics, known in zip(steps(trainer, range(3)), expected):
+            assert metrics["loss"] == pytest.approx(known["loss"], abs=1e-5)
+        for name, value in torch_trainer.weights().items():
+            torch.testing.assert_close(trainer.weights()[name], value, rtol=0, atol=1e-5)
+        assert trainer.updates == torch_trainer.updates
     finally:
         trainer.close()
 

@@ -5,15 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_packed import alone
 from toy import toy_episodes, toy_policy, toy_table
 
+from sidgym.agents import update
+from sidgym.agents.checkpoint import save_policy
 from sidgym.agents.config import RlConfig
 from sidgym.agents.engine import TorchEngine
+from sidgym.agents.microbatches import Accumulated, group_tokens
 from sidgym.agents.objectives import OBJECTIVES
-from sidgym.agents.rl import frozen_copy
+from sidgym.agents.packed import PathScores
+from sidgym.agents.rl import RlTask, TorchTrainer, frozen_copy, save_episodes
 from sidgym.agents.update import (
     apply_gradients,
+    check_parity,
     contexts_of_step,
+    group_forward,
     group_loss,
     learning_rate,
     make_optimizer,
@@ -133,3 +140,187 @@ def test_minibatches_cover_every_group_once_an_epoch():
 def test_learning_rate_warms_up():
     config = replace(CONFIG, lr=1.0, warmup_steps=4)
     assert [learning_rate(config, k) for k in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
+
+
+def perturbed(policy, scale=0.03, seed=0):
+    """A copy of a policy with other weights."""
+    twin = frozen_copy(policy)
+    with torch.no_grad():
+        for p in twin.model.parameters():
+            p.add_(scale * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)))
+    return twin
+
+
+def drawn(config, table=None, policy=None, count=6):
+    """A policy, a batch that an older policy drew (so that ratios differ from 1 and some are clipped), a reference."""
+    table = toy_table() if table is None else table
+    policy = toy_policy(table, scale=6.0) if policy is None else policy
+    group = config.group_size if config.environment == "next_item" else config.page_size
+    reward = RewardSum(config.rewards, RewardContext(table=table), group)
+    episodes = toy_episodes(count, len(table.codes), targets=6 if config.environment == "page" else 2, seed=3)
+    if config.environment == "page":
+        episodes = replace(episodes, feedback=np.ones(episodes.targets.shape, dtype=np.int8))
+    episodes.targets[1::2, 1] = -1
+    engine = TorchEngine(perturbed(policy), config.chunk, config.normalise)
+    batch, _ = rollout_groups(episodes, engine, reward, config, seed=0)
+    spread = np.random.default_rng(0).normal(size=batch.advantage.shape).astype(np.float32)
+    return policy, replace(batch, advantage=spread * batch.valid), perturbed(policy, 0.02, 1)
+
+
+def gradient(policy, loss):
+    policy.model.zero_grad(set_to_none=True)
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+
+
+def scored_alone(policy, history, codes, normalise="trie"):
+    """``packed_logp`` as replicated prompts: every candidate in a pass of its own; 0 for one that does not exist."""
+    known = (codes >= 0).all(-1, keepdim=True)
+    logp = alone(policy, history, torch.where(known, codes, 0).numpy(), normalise)
+    return PathScores(torch.where(known, logp, 0.0), torch.zeros(codes.shape))
+
+
+SETTINGS = {
+    "trie": {},
+    "vocab": {"normalise": "vocab"},
+    "free": {"mode": "free"},
+    "page": {"environment": "page", "page_size": 3, "mode": "stochastic_beam"},
+    "short": {"group_size": 40},  # more slots than SIDs
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_gradient_is_that_of_replicated_prompts(monkeypatch, objective, setting):
+    """With targets in the same pass and a KL term, for every objective."""
+    config = replace(CONFIG, objective=objective, kl_weight=0.1, nll_weight=0.3, **SETTINGS[setting])
+    policy, batch, reference = drawn(config, count=3)
+    loss, metrics = group_loss(policy, batch, config, reference)
+    got = gradient(policy, loss)
+    monkeypatch.setattr(update, "packed_logp", scored_alone)
+    expected_loss, expected_metrics = group_loss(policy, batch, config, reference)
+    expected = gradient(policy, expected_loss)
+    assert float(expected.abs().max()) > 1e-4
+    assert float((got - expected).abs().max()) < 1e-5 * max(1.0, float(expected.abs().max()))
+    for name in expected_metrics.keys() - {"entropy"}:
+        assert metrics[name] == pytest.approx(expected_metrics[name], abs=1e-4), name
+
+
+def accumulated(policy, batch, config, reference):
+    step = Accumulated(policy, batch, config)
+    for piece in step.passes():
+        step.add(group_forward(policy, piece, config, reference)).backward()
+    assert step.complete
+    return step, torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_microbatches_add_up_to_the_whole(objective, setting):
+    config = replace(CONFIG, objective=objective, kl_weight=0.1, nll_weight=0.3, **SETTINGS[setting])
+    policy, batch, reference = drawn(config)
+    whole, expected = accumulated(policy, batch, config, reference)
+    assert len(whole.parts) == 1
+    sizes = sum(group_tokens(policy, batch, config))
+    for tokens, parts in ((1, 6), (2 * int(sizes.max()), None), (10**6, 1)):
+        small = replace(config, tokens_per_microbatch=tokens)
+        step, got = accumulated(policy, batch, small, reference)
+        assert len(step.parts) == parts if parts else 1 < len(step.parts) < 6
+        assert float((got - expected).abs().max()) < 1e-6 * max(1.0, float(expected.abs().max()))
+        metrics = step.whole().metrics
+        assert metrics.keys() == whole.whole().metrics.keys()
+        for name, value in whole.whole().metrics.items():
+            assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def per_token(inputs, spec):
+    """An objective that divides by the number of valid candidates of the batch: no mean over groups."""
+    loss = (inputs.logp.sum(-1) * inputs.valid * inputs.advantage).sum() / inputs.valid[:, ::2].sum()
+    return loss, {"loss": float(loss.detach())}
+
+
+def test_an_objective_that_is_no_mean_over_groups_is_refused(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "mine", per_token)
+    config = replace(CONFIG, objective="mine", nll_weight=0.0)
+    policy, batch, _ = drawn(config)
+    batch.valid[0, 1:] = False
+    with pytest.raises(ValueError, match=r"'mine' is no mean over groups.*tokens_per_microbatch = 0"):
+        accumulated(policy, batch, replace(config, tokens_per_microbatch=1), None)[0].whole()
+    accumulated(policy, batch, config, None)[0].whole()
+
+
+def test_learners_average_their_gradients_in_the_last_pass():
+    policy, batch, _ = drawn(CONFIG)
+    step = Accumulated(policy, batch, replace(CONFIG, tokens_per_microbatch=1))
+    apart = []
+
+    class NoSync:
+        def __enter__(self):
+            apart.append(1)
+
+        def __exit__(self, *error):
+            apart.append(-1)
+
+    assert [sum(apart) for _ in step.passes(NoSync)] == [1] * 5 + [0]
+
+
+def trainer(folder, **changes):
+    config = replace(CONFIG, backend="torch", epochs=2, minibatch=4, lr=1e-2, warmup_steps=0, **changes)
+    save_policy(folder / "sft", toy_policy(toy_table(), scale=6.0), {"history": 5})
+    save_episodes(folder / "contexts.npz", toy_episodes(20, 30, targets=2))
+    return TorchTrainer(RlTask(str(folder / "sft"), str(folder / "contexts.npz"), 0, config))
+
+
+def test_training_by_microbatches_is_training(tmp_path):
+    whole, parts = trainer(tmp_path, kl_weight=0.1), trainer(tmp_path, kl_weight=0.1, tokens_per_microbatch=60)
+    for step in range(2):
+        expected, got = whole.step(step), parts.step(step)
+        assert got == {name: pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in expected.items()}
+    # Adam divides by the root of the squared gradient, which makes rounding visible.
+    for name, value in whole.weights().items():
+        torch.testing.assert_close(parts.weights()[name], value, rtol=0, atol=2e-3)
+
+
+def test_a_rollout_of_another_policy_is_refused_before_anything_changes(tmp_path):
+    stale = trainer(tmp_path)
+    before = stale.weights()
+    stale.engine.policy = perturbed(stale.policy)
+    with pytest.raises(RuntimeError, match=r"differ by 0\.\d+.*rl.parity_tolerance = 0.001.*'torch'.*'trie'"):
+        stale.step(0)
+    assert all(torch.equal(value, before[name]) for name, value in stale.weights().items())
+    assert stale.updates == 0
+    unchecked = trainer(tmp_path, parity_tolerance=0.0)
+    unchecked.engine.policy = perturbed(unchecked.policy)
+    unchecked.step(0)
+    # Every update but the first of a rollout is off the policy that drew it; that is what the ratios are for.
+    on_policy = trainer(tmp_path)
+    assert on_policy.step(0)["sampling/logp_difference_max"] > 1e-3
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_rollouts_own_log_probabilities_are_those_of_the_update(setting):
+    config = replace(CONFIG, parity_tolerance=1e-5, **SETTINGS[setting])
+    policy, batch, _ = drawn(config)
+    older = perturbed(policy)
+    check_parity(older, group_forward(older.requires_grad_(True), batch, config), config)
+    with pytest.raises(RuntimeError, match="drew from another policy"):
+        check_parity(policy, group_forward(policy, batch, config), config)
+    half = toy_policy(policy.table, scale=6.0)
+    half.model.to(torch.bfloat16)
+    check_parity(half, group_forward(policy, batch, config), config)
+
+
+def test_nan_does_not_pass_for_parity():
+    policy, batch, _ = drawn(CONFIG)
+    batch.old_logp[0, 0, 0] = np.nan
+    with pytest.raises(RuntimeError, match="differ by nan"):
+        check_parity(policy, group_forward(policy, batch, CONFIG), CONFIG)
+
+
+def test_targets_that_are_padding_cost_nothing():
+    config = replace(CONFIG, nll_weight=0.1)
+    policy, batch, _ = drawn(config)
+    padded = replace(batch, targets=np.full((len(batch), 5), -1))
+    without = group_tokens(policy, batch, replace(config, nll_weight=0.0))
+    np.testing.assert_array_equal(group_tokens(policy, padded, config), without)
+    assert (group_tokens(policy, batch, config)[1] > without[1]).any()
