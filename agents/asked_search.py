@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sidgym.agents.policy import NEGATIVE_INFINITY, Policy
+from sidgym.agents.tree_cache import TokenTree
 from sidgym.agents.tree_search import StochasticBeams, TreeSearch
 from sidgym.envs.records import Episodes
 
@@ -43,7 +44,9 @@ class AskedSearch(TreeSearch):
         self.prompts = [row[seen].tolist() for row, seen in zip(tokens, mask)]
         self.same = torch.from_numpy(same.reshape(-1))  # (B,) prompt of each context
         self.ask = ask
-        self.tree = _NoTree()
+
+    def _grow(self, ids: torch.Tensor, mask: torch.Tensor) -> TokenTree:
+        return _NoTree()
 
     def _feed(self, level: int) -> torch.Tensor:
         return self._step(torch.empty(0), self.nodes, level)

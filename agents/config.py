@@ -75,6 +75,10 @@ class RlConfig:
     """Candidates G a context."""
     engine: str = "torch"
     """What rolls candidates out: a name in ENGINES, or package.module:name."""
+    engines: int = 1
+    """vLLM engines that share a rollout worker's contexts."""
+    tensor_parallel: int = 1
+    """GPUs that each of them is spread over."""
     mode: str = "beam"
     """How candidates are drawn: beam, sample, stochastic_beam (samples without replacement; like beams not weighted for
     that) or free (beam without the trie, for the format reward); pages are always drawn without replacement."""
@@ -88,11 +92,11 @@ class RlConfig:
     minibatch: int = 0
     """Groups an optimiser step; 0 takes the whole rollout."""
     tokens_per_microbatch: int = 0
-    """Tokens, padding included, whose activations are held at once: an optimiser step adds up the gradients of as many
-    parts as that takes, of one group at least; 0 holds all of them. It changes no gradient."""
+    """Tokens whose activations are held at once (about: trees are padded level by level): an optimiser step adds up the
+    gradients of as many parts as that takes, of one group at least; 0 holds all of them. It changes no gradient."""
     parity_tolerance: float = 1e-3
-    """Largest difference, in nats, between a log-probability of the rollout and the same one in the first update after
-    it, for policies in float32; a larger one is an error. 0 does not check."""
+    """Largest difference between a log-probability of the rollout and the same one in the first update after it, as a
+    share of 1 + |log p|, for policies in float32; a larger one is an error. 0 does not check."""
     chunk: int = 16
     """Contexts rolled out at once; fixed, so that results do not depend on the number of workers."""
     lr: float = 3e-4

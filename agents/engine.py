@@ -5,10 +5,11 @@ name. Left out: how each of them works.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from sidgym.agents.config import RlConfig
 from sidgym.agents.engine_hf import HfEngine
 from sidgym.agents.engine_torch import MODES, TorchEngine
 from sidgym.agents.policy import Policy
@@ -16,7 +17,15 @@ from sidgym.envs.records import Episodes, Rollouts
 from sidgym.sid.registry import resolve
 from sidgym.sid.trie import Trie
 
-__all__ = ["ENGINES", "MODES", "Engine", "HfEngine", "TorchEngine", "make_engine"]
+__all__ = ["ENGINES", "MODES", "Engine", "HfEngine", "TorchEngine", "close_engine", "engine_of", "make_engine"]
+
+
+@runtime_checkable
+class Closeable(Protocol):
+    """An engine that holds processes."""
+
+    def close(self) -> None:
+        """Ends them."""
 
 
 class Engine(Protocol):
@@ -39,17 +48,30 @@ class Engine(Protocol):
         """Rolls out with the weights ``state`` of the policy's model from now on, and calls them ``version``."""
 
 
-def _vllm(policy: Policy, chunk: int, normalise: str) -> Engine:
+def _vllm(policy: Policy, chunk: int, normalise: str, **options: Any) -> Engine:
     """vLLM is imported only when it is asked for."""
     from sidgym.agents.engine_vllm import VllmEngine
 
-    return VllmEngine(policy, chunk, normalise)
+    return VllmEngine(policy, chunk, normalise, **options)
 
 
-ENGINES: dict[str, Callable[[Policy, int, str], Engine]] = {"torch": TorchEngine, "hf": HfEngine, "vllm": _vllm}
+ENGINES: dict[str, Callable[..., Engine]] = {"torch": TorchEngine, "hf": HfEngine, "vllm": _vllm}
 """Name -> ``(policy, chunk, normalise) -> Engine``."""
 
 
-def make_engine(name: str, policy: Policy, chunk: int, normalise: str) -> Engine:
+def make_engine(name: str, policy: Policy, chunk: int, normalise: str, **options: int) -> Engine:
     """The engine called ``name`` over ``policy``. Raises ``ValueError`` that lists what is known."""
-    return resolve("engine", name, ENGINES)(policy, chunk, normalise)
+    return resolve("engine", name, ENGINES)(policy, chunk, normalise, **options)
+
+
+def engine_of(config: RlConfig, policy: Policy) -> Engine:
+    """The engine that ``config`` asks for."""
+    options = {"engines": config.engines, "tensor_parallel_size": config.tensor_parallel}
+    asked = {name: value for name, value in options.items() if value != 1}
+    return make_engine(config.engine, policy, config.chunk, config.normalise, **asked)
+
+
+def close_engine(engine: Engine) -> None:
+    """Ends what an engine runs in other processes, if it does."""
+    if isinstance(engine, Closeable):
+        engine.close()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sidgym.agents.engine_torch import load_shared_weights, make_rollouts
+from sidgym.agents.engine_torch import check_rollout, load_shared_weights, make_rollouts
 from sidgym.agents.policy import Policy, prompt_tensors
 from sidgym.envs.records import Episodes, Rollouts, concatenate_rollouts
 from sidgym.sid.trie import Trie
@@ -52,8 +52,7 @@ class HfEngine:
             raise ValueError(
                 f"engine hf rolls out mode 'beam' in one lane only; got mode {mode!r}, lanes {lanes}: use engine torch"
             )
-        if group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {group_size}")
+        check_rollout(("beam",), mode, group_size, lanes, self.normalise)
         trie = self.policy.trie if trie is None else trie
         if self._known is None or self._known[0] is not trie:
             self._known = (trie, children_by_prefix(self.policy, trie))

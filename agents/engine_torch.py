@@ -61,17 +61,7 @@ class TorchEngine:
         one after another on the second axis, (B, lanes * G). Slots beyond the number of SIDs are marked invalid. Raises
         ``ValueError`` for an unknown mode and ``FloatingPointError`` when the policy yields NaN.
         """
-        if mode not in MODES:
-            raise ValueError(f"unknown rollout mode {mode!r}; known: {', '.join(MODES)}")
-        if group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {group_size}")
-        if lanes < 1 or (lanes > 1 and mode != "stochastic_beam"):
-            raise ValueError(f"lanes must be at least 1, and 1 unless the mode is stochastic_beam; got {lanes}, {mode}")
-        if mode == "stochastic_beam" and self.normalise != "trie":
-            raise ValueError(
-                "stochastic_beam draws from the distribution over SIDs, which normalise = "
-                f"{self.normalise!r} does not give; use trie"
-            )
+        check_rollout(MODES, mode, group_size, lanes, self.normalise)
         trie = self.policy.trie if trie is None else trie
         was_training = self.policy.training
         self.policy.eval()
@@ -118,6 +108,21 @@ class TorchEngine:
         )
 
 
+def check_rollout(known: tuple[str, ...], mode: str, group_size: int, lanes: int, normalise: str) -> None:
+    """Refuses by ``ValueError`` what an engine with the modes ``known`` cannot roll out."""
+    if mode not in known:
+        raise ValueError(f"unknown rollout mode {mode!r}; known: {', '.join(known)}")
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, got {group_size}")
+    if lanes < 1 or (lanes > 1 and mode != "stochastic_beam"):
+        raise ValueError(f"lanes must be at least 1, and 1 unless the mode is stochastic_beam; got {lanes}, {mode}")
+    if mode == "stochastic_beam" and normalise != "trie":
+        raise ValueError(
+            f"stochastic_beam draws from the distribution over SIDs, which normalise = {normalise!r} does not give; "
+            "use trie"
+        )
+
+
 def make_rollouts(
     codes: torch.Tensor,
     logp: torch.Tensor,
@@ -146,16 +151,20 @@ def make_rollouts(
 
 
 def load_shared_weights(policy: Policy, state: dict[str, torch.Tensor]) -> None:
-    """Copies ``state`` into the policy's model in place. ``ValueError`` names weights that it lacks or does not know;
-    of tied weights one name is enough."""
+    """Copies ``state`` into the policy's model in place; of tied weights one name is enough.
+
+    ``ValueError`` names weights that the model lacks, does not know or has in another shape; nothing was copied then.
+    """
     model = policy.model
     own = model.state_dict()
     unknown = [name for name in state if name not in own]
     given = {own[name].data_ptr() for name in state if name in own}
     missing = [name for name, value in own.items() if value.data_ptr() not in given]
-    if unknown or missing:
+    other = [name for name, value in state.items() if name in own and value.shape != own[name].shape]
+    if unknown or missing or other:
         raise ValueError(
-            f"load_weights: the weights are not this model's; unknown {unknown[:3]}, missing {missing[:3]}"
+            f"load_weights: the weights are not this model's; unknown {unknown[:3]}, missing {missing[:3]}, of another "
+            f"shape {other[:3]}"
         )
     with torch.no_grad():
         for name, value in state.items():

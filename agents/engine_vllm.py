@@ -12,157 +12,42 @@ change the last ones.
 """
 
 import importlib.util
-import logging
-import os
 import tempfile
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from sidgym.agents.asked_search import AskedSearch, AskedStochasticBeams
 from sidgym.agents.checkpoint import write_policy
-from sidgym.agents.engine_torch import load_shared_weights, make_rollouts
+from sidgym.agents.engine_torch import check_rollout, load_shared_weights, make_rollouts
 from sidgym.agents.policy import Policy
 from sidgym.agents.tree_search import TreeSearch
+from sidgym.agents.vllm_runners import (
+    MOST_IDS,
+    ActorRunner,
+    Runner,
+    VllmRunner,
+    WeightsMismatch,
+    start_ray,
+)
 from sidgym.envs.records import Episodes, Rollouts, concatenate_rollouts
 from sidgym.sid.trie import Trie
 
 MODES = ("beam", "sample", "stochastic_beam")
-MOST_IDS = 128
-"""Log-probabilities that vLLM gives a request at most; wider nodes are asked for in several requests."""
 TOLERANCE = {torch.float32: 5e-4}
 """Largest difference of a log-probability after a push; ``COARSE`` for other number formats."""
-COARSE = 0.2
+COARSE = 0.2  # so wide that a push of a small step which is lost goes unnoticed in half precision
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Attention head sizes that vLLM 0.32 computes on a CPU."""
 PROBE_BLOCKS = 2
 """Whole cache blocks of the prompt that is compared after a push: stale ones must be among them."""
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in our own process, where weights can be handed over
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "TORCHDYNAMO_DISABLE": "1",
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-}
-"""Set in vLLM's process where the caller's environment does not say otherwise."""
-
-
 BLOCK = 32
 """Tokens of a cache block; vLLM's CPU kernels want a multiple of 32."""
-OBJECT_STORE = 150 * 2**20
-"""Bytes of Ray's object store where this module starts Ray; prompts and log-probabilities are small."""
-
-
-class WeightsMismatch(RuntimeError):
-    """vLLM computes with other weights than the policy has."""
-
-
-class Runner(Protocol):
-    """One vLLM engine, wherever it runs."""
-
-    def score(self, stamp: str, prompts: list[list[int]], sets: list[list[int]], which: list[int]) -> np.ndarray:
-        """Log-probabilities under the whole softmax of the tokens ``sets[which[i]]`` behind prompt i, end to end."""
-
-    def push(self, stamp: str, state: dict[str, torch.Tensor]) -> None:
-        """Takes other weights."""
-
-    def close(self) -> None:
-        """Ends the engine."""
-
-
-class VllmRunner:
-    """vLLM's ``LLM`` in this process. ``stamp`` names the weights it holds; a request names those that it expects."""
-
-    def __init__(self, directory: str, **options: Any):
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        from vllm import LLM
-
-        self.llm = LLM(model=directory, enforce_eager=True, enable_prefix_caching=True, **options)
-        self.stamp = ""
-
-    def score(self, stamp: str, prompts: list[list[int]], sets: list[list[int]], which: list[int]) -> np.ndarray:
-        if stamp != self.stamp:
-            raise WeightsMismatch("this vLLM engine has been given other weights since; push them again (load_weights)")
-        from vllm import SamplingParams
-
-        def ask(ids: list[int]) -> SamplingParams:
-            return SamplingParams(
-                temperature=0,
-                max_tokens=1,
-                detokenize=False,
-                ignore_eos=True,
-                flat_logprobs=True,
-                skip_clone=True,
-                logprob_token_ids=ids,
-            )
-
-        pieces = [[ask(ids[at : at + MOST_IDS]) for at in range(0, len(ids), MOST_IDS)] for ids in sets]
-        asked = [(prompt, piece) for prompt, number in zip(prompts, which) for piece in pieces[number]]
-        answers = self.llm.generate(
-            [{"prompt_token_ids": prompt} for prompt, _ in asked], [piece for _, piece in asked], use_tqdm=False
-        )
-        out: list[float] = []
-        for answer, (_, piece) in zip(answers, asked):
-            # The sampled token's stands first; where requests of one step differ in length, filling follows.
-            out += answer.outputs[0].logprobs.logprobs[1 : 1 + len(piece.logprob_token_ids)]
-        return np.array(out, dtype=np.float32)
-
-    def push(self, stamp: str, state: dict[str, torch.Tensor]) -> None:
-        """Takes weights from this process; vLLM must compute in it, too (one device)."""
-        self._reload(stamp, weights_iterator=iter(list(state.items())))
-
-    def push_files(self, stamp: str, directory: str) -> None:
-        """As ``push``, from the ``*.safetensors`` in ``directory``; serves workers in processes of their own, too."""
-        self._reload(stamp, weights_path=directory)
-
-    def _reload(self, stamp: str, **source: Any) -> None:
-        self.llm.collective_rpc("reload_weights", kwargs=source)
-        if not self.llm.reset_prefix_cache():
-            raise WeightsMismatch("vLLM did not empty its prefix cache: it still computes, or holds blocks")
-        self.stamp = stamp
-
-    def close(self) -> None:
-        del self.llm
-
-
-class ActorRunner:
-    """A ``VllmRunner`` in a Ray actor; weights travel as a file, so it must share a file system with this process."""
-
-    def __init__(self, directory: str, gpus: int, options: dict[str, Any]):
-        import ray
-
-        variables = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
-        # No CPU is reserved: whoever asks waits for the answer, and a cluster of workers alone must have room for it.
-        remote = ray.remote(VllmRunner).options(num_cpus=0, num_gpus=gpus, runtime_env={"env_vars": variables})
-        self.ray = ray
-        self.actor: Any = remote.remote(directory, **options)
-
-    def wait(self) -> None:
-        """Until the engine has started."""
-        self.ray.get(self.actor.__ray_ready__.remote())
-
-    def score(self, stamp: str, prompts: list[list[int]], sets: list[list[int]], which: list[int]) -> np.ndarray:
-        return self.ray.get(self.actor.score.remote(stamp, prompts, sets, which))
-
-    def push(self, stamp: str, state: dict[str, torch.Tensor]) -> None:
-        from safetensors.torch import save_file
-
-        with tempfile.TemporaryDirectory(prefix="sidgym-push-") as directory:
-            # Tied weights share memory, which the format refuses.
-            whole = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-            save_file(whole, Path(directory) / "model.safetensors")
-            self.ray.get(self.actor.push_files.remote(stamp, directory))
-
-    def close(self) -> None:
-        self.ray.kill(self.actor, no_restart=True)
 
 
 @dataclass
@@ -192,7 +77,7 @@ class VllmEngine:
         if self.normalise not in ("trie", "vocab"):
             raise ValueError(f"unknown normalise {self.normalise!r}; known: trie, vocab")
         self.max_length = min(self.max_length, self.policy.model.config.get_text_config().max_position_embeddings)
-        self._stamp, self._closed = "", False
+        self._stamp, self._closed, self._started_ray = "", False, False
         if self.runners is not None:
             self.load_weights(self.policy.model.state_dict(), self.version)
             return
@@ -220,14 +105,15 @@ class VllmEngine:
             "max_model_len": self.max_length,
             "tensor_parallel_size": self.tensor_parallel_size,
             "disable_log_stats": True,
-            **({} if torch.cuda.is_available() else {"block_size": BLOCK}),
+            "enable_prefix_caching": True,
+            **({} if torch.cuda.is_available() else {"block_size": BLOCK, "enforce_eager": True}),
             **self.options,
         }
         with tempfile.TemporaryDirectory(prefix="sidgym-vllm-") as directory:
             write_policy(Path(directory), self.policy)
             if self.in_process:
                 return [VllmRunner(directory, **options)]
-            gpus = start_ray(self.tensor_parallel_size)
+            gpus, self._started_ray = start_ray(self.engines, self.tensor_parallel_size)
             runners = [ActorRunner(directory, gpus, options) for _ in range(self.engines)]
             for runner in runners:
                 runner.wait()
@@ -298,14 +184,7 @@ class VllmEngine:
         """
         if mode == "free":
             raise ValueError("engine vllm cannot draw in mode 'free' (the whole vocabulary); use engine torch for it")
-        if mode not in MODES:
-            raise ValueError(f"unknown rollout mode {mode!r}; known: {', '.join(MODES)}")
-        if group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {group_size}")
-        if lanes < 1 or (lanes > 1 and mode != "stochastic_beam"):
-            raise ValueError(f"lanes must be at least 1, and 1 unless the mode is stochastic_beam; got {lanes}, {mode}")
-        if mode == "stochastic_beam" and self.normalise != "trie":
-            raise ValueError(f"stochastic_beam needs normalise = 'trie', got {self.normalise!r}")
+        check_rollout(MODES, mode, group_size, lanes, self.normalise)
         trie = self.policy.trie if trie is None else trie
         runners = self._running()
 
@@ -351,6 +230,11 @@ class VllmEngine:
         for runner in self.runners or []:
             runner.close()
         self.runners, self._closed = None, True
+        if self._started_ray:
+            import ray
+
+            ray.shutdown()
+            self._started_ray = False
 
 
 def check_head_size(policy: Policy) -> None:
@@ -362,22 +246,3 @@ def check_head_size(policy: Policy) -> None:
             f"rl.engine = 'vllm' on a CPU needs attention heads of {', '.join(map(str, CPU_HEAD_SIZES))} numbers, this "
             f"model's have {size} (policy.hidden_size / policy.heads); change them or use rl.engine = 'torch'"
         )
-
-
-def start_ray(gpus: int) -> int:
-    """Starts Ray on this machine unless it runs. ``gpus`` if Ray has so many, else 0."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(
-            address="local",
-            num_cpus=1,
-            include_dashboard=False,
-            dashboard_host="127.0.0.1",
-            object_store_memory=OBJECT_STORE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    return gpus if ray.cluster_resources().get("GPU", 0) >= gpus else 0

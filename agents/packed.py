@@ -78,7 +78,8 @@ def packed_scores(
     """
     paths = Paths.of(policy, codes, normalisations)
     hidden = hidden_states(policy, history, paths)
-    weights = policy.level_weights()
+    free = tuple(normalisations) == ("free",)
+    weights = (None,) * len(hidden) if free else policy.level_weights()
     out = []
     for normalise in normalisations:
         scores = [_score(policy, hidden[level], paths, level, normalise, weights) for level in range(len(hidden))]
@@ -176,7 +177,12 @@ def _to(values: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def _score(
-    policy: Policy, hidden: torch.Tensor, paths: Paths, level: int, normalise: str, weights: Sequence[torch.Tensor]
+    policy: Policy,
+    hidden: torch.Tensor,
+    paths: Paths,
+    level: int,
+    normalise: str,
+    weights: Sequence[torch.Tensor | None],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy (B, G) of one level's codes from the states (U_l, H) before them.
 

@@ -91,11 +91,8 @@ def rows_pay(rows: Rows, prompts: np.ndarray, nodes: np.ndarray, hidden: int) ->
 def token_batches(prompts: np.ndarray, nodes: np.ndarray, tokens: int) -> list[np.ndarray]:
     """Groups in batches of at most ``tokens`` tokens, padding included; a larger group makes a batch of its own.
 
-    ``prompts`` and ``nodes`` (B,) count the tokens of each group. Groups of like length come together. 0 tokens ask for
-    all groups in one batch, in their order.
+    ``prompts`` and ``nodes`` (B,) count the tokens of each group. Groups of like length come together.
     """
-    if tokens <= 0:
-        return [np.arange(len(prompts))]
     order = np.argsort(prompts + nodes, kind="stable")
     batches = []
     while len(order):

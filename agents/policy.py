@@ -99,8 +99,7 @@ class Policy(nn.Module):
         """
         ids = self.level_ids(level)
         logits = self.logits(hidden, ids) if weights is None else self._logits_of(hidden, weights, ids)
-        allowed = (self.trie if trie is None else trie).children_mask(nodes, level)
-        masked = logits.masked_fill(~allowed, NEGATIVE_INFINITY)
+        masked = (self.trie if trie is None else trie).masked(logits, nodes, level)
         if normalise == "vocab":
             return masked - self.logits(hidden).logsumexp(-1, keepdim=True)
         if normalise != "trie":
@@ -111,21 +110,47 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def _check_architecture(self) -> None:
-        """Compares this class's short cut with the model's own logits on one short prompt."""
+        """Refuses by ``ValueError`` a model that cannot read a tree of candidates.
+
+        It must look at all of a prompt, and two tokens behind one prompt that do not see each other must give the
+        logits that the model gives for each alone.
+        """
+        kind, config = self.model.config.model_type, self.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or (["sliding_attention"] if window else []))
+        if kinds - {"full_attention", "sliding_attention"} or (
+            "sliding_attention" in kinds and (window or 0) < config.max_position_embeddings
+        ):
+            raise ValueError(
+                f"architecture {kind!r} is not supported: a tree of candidates needs attention to the whole prompt in "
+                f"every layer, its layers are {', '.join(sorted(kinds))} (window {window})"
+            )
         was_training = self.model.training
         self.model.eval()
-        ids = torch.stack([self.level_ids(level)[0] for level in range(self.levels)])[None]
+        first = torch.stack([self.level_ids(level)[0] for level in range(self.levels)])
+        other = self.level_ids(self.levels - 1)[-1:]
+        ids = torch.cat([first, other])[None].to(self.device)
         length = ids.shape[1]
-        bias = additive_mask(torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()[None], self.model)
-        ids = ids.to(self.device)
-        own = self.logits(self.hidden(input_ids=ids, attention_mask=bias.to(self.device), use_cache=False))
-        theirs = self.model(input_ids=ids, use_cache=False).logits.float()
+        visible = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        visible[-1, -2] = False
+        places = torch.arange(length, device=self.device)[None].clamp_max(length - 2)
+        own = self.logits(
+            self.hidden(
+                input_ids=ids,
+                attention_mask=additive_mask(visible[None], self.model),
+                position_ids=places,
+                use_cache=False,
+            )
+        )[0]
+        alone = torch.cat([ids[:, :-1], torch.cat([ids[:, :-2], ids[:, -1:]], dim=1)])
+        theirs = self.model(input_ids=alone, use_cache=False).logits.float()
+        theirs = torch.cat([theirs[0], theirs[1, -1:]])
         self.model.train(was_training)
         scale = max(1.0, float(theirs.abs().max()))
-        if own.shape != theirs.shape or float((own - theirs).abs().max()) > 1e-3 * scale:
+        if own.shape != theirs.shape or not float((own - theirs).abs().max()) <= 1e-3 * scale:
             raise ValueError(
-                f"architecture {self.model.config.model_type!r} is not supported: its logits are not "
-                "hidden states times output embeddings, or it does not read a 4-D attention mask"
+                f"architecture {kind!r} is not supported: its logits are not hidden states times output embeddings, or "
+                "it does not read a 4-D attention mask"
             )
 
 
@@ -196,7 +221,7 @@ def clean_generation_config(model: PreTrainedModel, tokenizer: Any) -> Any:
 
 
 def position_ids(mask: torch.Tensor) -> torch.Tensor:
-    """Positions (B, P) that count the visible tokens of a left-padded prompt from 0."""
+    """Positions (B, P) that count the visible tokens of a prompt, padded on either side, from 0."""
     return (mask.long().cumsum(-1) - 1).clamp_min(0)
 
 

@@ -19,7 +19,7 @@ from sidgym.agents.audit import HackingMonitor, closing_warnings
 from sidgym.agents.candidates import TOTAL, as_pages
 from sidgym.agents.checkpoint import load_policy, load_training, optimizer_tensors, restore_optimizer, save_training
 from sidgym.agents.config import RewardConfig, RlConfig
-from sidgym.agents.engine import make_engine
+from sidgym.agents.engine import close_engine, engine_of
 from sidgym.agents.evaluate import PolicyPages, legal_mass, rank_contexts
 from sidgym.agents.logging import MetricsLog, read_metrics
 from sidgym.agents.microbatches import Accumulated
@@ -140,7 +140,7 @@ class TorchTrainer:
         self.reference = frozen_copy(self.policy) if self.config.kl_weight > 0 else None
         self.contexts = task.load_contexts()
         self.reward = task.load_reward(self.policy.table)
-        self.engine = make_engine(self.config.engine, self.policy, self.config.chunk, self.config.normalise)
+        self.engine = engine_of(self.config, self.policy)
         self.optimizer = make_optimizer(self.policy, self.config)
         self.updates = 0
 
@@ -176,9 +176,10 @@ class TorchTrainer:
         self.policy.model.load_state_dict(weights, strict=False)
         restore_optimizer(self.optimizer, state)
         self.updates = updates
+        self.engine.version = -1  # the next rollout pushes these weights, whatever the engine had
 
     def close(self) -> None:
-        return None
+        close_engine(self.engine)
 
 
 def frozen_copy(policy: Policy) -> Policy:

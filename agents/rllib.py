@@ -144,7 +144,10 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         return (), {"config": self.config, "worker_index": self.worker_index}
 
     def assert_healthy(self) -> None:
-        assert self.sampler is not None
+        assert self.sampler
+
+    def stop(self) -> None:
+        self.sampler.close()
 
     def get_spaces(self) -> dict[str, Any]:
         spaces = (self.config.observation_space, self.config.action_space)
@@ -289,10 +292,8 @@ class GroupAlgorithm(Algorithm):
     def training_step(self) -> None:
         task, local = self.config.task, self.env_runner.sampler
         rows = contexts_of_step(len(local.contexts), task.config, task.seed, self.position)
-        group = self.env_runner_group
-        groups, figures = collect(
-            rows, step_seed(task.seed, self.position), local, group.healthy_env_runner_ids, self._ask, self.send_weights
-        )
+        seed, runners = step_seed(task.seed, self.position), self.env_runner_group.healthy_env_runner_ids
+        groups, figures = collect(rows, seed, local, runners, self._ask, self.send_weights)
         columns = {field.name: getattr(groups, field.name) for field in fields(GroupBatch)}
         columns[VERSION] = np.full(len(groups), local.engine.version)
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=len(groups))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sidgym.agents.checkpoint import load_policy
-from sidgym.agents.engine import make_engine
+from sidgym.agents.engine import close_engine, engine_of
 from sidgym.agents.rl import RlTask, model_weights
 from sidgym.agents.update import Groups, concatenate_groups, rollout_groups
 
@@ -54,7 +54,7 @@ class ChunkSampler:
         self.policy = load_policy(task.policy)
         self.contexts = task.load_contexts()
         self.reward = task.load_reward(self.policy.table)
-        self.engine = make_engine(self.config.engine, self.policy, self.config.chunk, self.config.normalise)
+        self.engine = engine_of(self.config, self.policy)
 
     def sample(self, chunks: dict[int, np.ndarray], seed: int, version: int, worker: int = 0) -> Reply:
         """Groups for the contexts (rows of the task's contexts) of each chunk, keyed by the chunk's position.
@@ -83,6 +83,10 @@ class ChunkSampler:
     def set_weights(self, weights: dict[str, torch.Tensor], version: int) -> None:
         """Takes weights of any version, older ones too: a run may go back."""
         self.engine.load_weights(weights, version)
+
+    def close(self) -> None:
+        """Ends what the engine runs in other processes."""
+        close_engine(self.engine)
 
 
 def collect(
@@ -144,7 +148,6 @@ def start_ray(task: RlTask) -> bool:
     ray.init(
         address="local",
         num_cpus=max(1, workers),
-        num_gpus=0,
         include_dashboard=False,
         dashboard_host="127.0.0.1",
         object_store_memory=OBJECT_STORE + 6 * weights,

@@ -10,18 +10,22 @@ matrix product; and a branch attends to its prompt and to its own ancestors alon
 Symbols: B contexts, P prompt tokens, W branches fed at once, H width of the model, N prompt tokens without padding.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from sidgym.agents.policy import NEGATIVE_INFINITY, Policy, additive_mask, causal_visibility, position_ids
 
 BLOCK_FAMILY = ("llama", "qwen2", "qwen3")
 """model_type of transformers whose blocks ``BlockTree`` knows."""
+MANY_WEIGHTS = 2**21
+"""Attention weights of a layer that are computed again rather than held for the backward pass."""
 SPAN = 512
 """Tokens at a time on a CPU."""
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")
@@ -58,7 +62,36 @@ def knows_blocks(policy: Policy) -> bool:
     config = policy.model.config
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    return config.model_type in BLOCK_FAMILY and rope in FIXED_ROPES and set(kinds) == {"full_attention"}
+    known = config.model_type in BLOCK_FAMILY and rope in FIXED_ROPES and set(kinds) == {"full_attention"}
+    return known and _walks_as_the_model(policy)
+
+
+_SAME: dict[type, bool] = {}
+"""By class of model: whether its own forward pass gives what ``BlockTree`` does."""
+
+
+@torch.no_grad()
+def _walks_as_the_model(policy: Policy) -> bool:
+    """Compares the two once a class, on prompts of unequal length: a name says little about what a class computes."""
+    kind = type(policy.model)
+    if kind not in _SAME:
+        first = torch.stack([policy.level_ids(level)[0] for level in range(policy.levels)])
+        ids = torch.stack([first.repeat(2), first.roll(1).repeat(2)])
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        mask[1, : policy.levels] = False
+        training = policy.training
+        policy.eval()
+        theirs = ModelTree(policy, ids, mask).prompt()
+        ours = BlockTree(policy, ids, mask).prompt()
+        policy.train(training)
+        if not bool(torch.isfinite(theirs).all()):
+            return True  # broken weights say nothing about a class, and whoever uses the numbers refuses them
+        scale = float(theirs.abs().max())
+        _SAME[kind] = float((ours - theirs).abs().max()) <= (1e-3 if ours.dtype == torch.float32 else 0.1) * scale
+        if not _SAME[kind]:
+            message = f"{kind.__name__} computes something else than its model_type says; the slow way is taken"
+            warnings.warn(message, stacklevel=2)
+    return _SAME[kind]
 
 
 class BlockTree:
@@ -100,9 +133,7 @@ class BlockTree:
                 query, key, value = (torch.cat(part) for part in zip(*parts))
             query, key, value = (self._padded(part) for part in (_turn(query, turn), _turn(key, turn), value))
             self.keys.append((key, value))
-            grouped = query.shape[1] != key.shape[1]
-            scale = block.self_attn.scaling
-            seen = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+            seen = _causal(query, key, value, block.self_attn.scaling)
             seen = seen.transpose(1, 2).flatten(2).flatten(0, 1)
             hidden = _finish(block, hidden, seen if self.full else seen[self.slot])
         return self.model.norm(self._last_block(hidden, turn))[:, None]
@@ -130,7 +161,7 @@ class BlockTree:
             own.append((key, value))
             if not last:
                 grown.append((key, value))
-            hidden = _finish(block, hidden, self._attend(block, query, keys, values, own).flatten(0, 1))
+            hidden = _finish(block, hidden, self._look(block, query, keys, values, own).flatten(0, 1))
         return self.model.norm(hidden).unflatten(0, (batch, width))
 
     def _rotation(self, hidden: torch.Tensor, place: torch.Tensor) -> Rotation:
@@ -145,6 +176,15 @@ class BlockTree:
             out[self.slot] = part
             part = out
         return part.unflatten(0, (self.batch, self.width)).transpose(1, 2).contiguous()
+
+    def _look(
+        self, block: Any, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, own: Any
+    ) -> torch.Tensor:
+        """``_attend``, whose attention weights are computed again in the backward pass where they are many: held in
+        every layer they would grow with G * P."""
+        if torch.is_grad_enabled() and query[..., 0].numel() * keys.shape[2] > MANY_WEIGHTS:
+            return checkpoint(self._attend, block, query, keys, values, own, use_reentrant=False)
+        return self._attend(block, query, keys, values, own)
 
     def _attend(
         self,
@@ -173,6 +213,16 @@ class BlockTree:
         for n, (_, value) in enumerate(own, start=keys.shape[2]):
             out = out + weight[..., n].view(*shape, 1) * value.transpose(1, 2)[:, :, :, None]
         return out.transpose(1, 2).flatten(2)
+
+
+def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """What prompt tokens (B, heads, P, D) read from those before them."""
+    heads, groups = query.shape[1], key.shape[1]
+    if heads != groups and query.device.type != "cpu" and query.dtype == torch.float32:
+        # In float32 CUDA's kernels know no shared heads and would make the whole square of weights instead.
+        key, value = (part.repeat_interleave(heads // groups, dim=1) for part in (key, value))
+    grouped = heads != key.shape[1]
+    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
 
 
 def _project(block: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

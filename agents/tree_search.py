@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sidgym.agents.policy import NEGATIVE_INFINITY, Policy, prompt_tensors
-from sidgym.agents.tree_cache import grow_tree
+from sidgym.agents.tree_cache import TokenTree, grow_tree
 from sidgym.envs.records import Episodes
 from sidgym.sid.trie import Trie
 
@@ -23,7 +23,7 @@ class TreeSearch:
     ):
         self.policy, self.group, self.mode, self.trie, self.normalise = policy, group, mode, trie, normalise
         ids, mask = prompt_tensors(policy, episodes.history)
-        self.tree = grow_tree(policy, ids, mask)
+        self.tree = self._grow(ids, mask)
         self.noise = _gumbel(episodes.index, seed, policy, group) if mode == "sample" else None
         batch, device = len(episodes), ids.device
         self.rows = torch.arange(batch, device=device)[:, None]
@@ -32,6 +32,9 @@ class TreeSearch:
         self.score = torch.zeros(batch, 1, device=device)
         self.nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
         self.path = torch.zeros(batch, 1, 0, dtype=torch.long, device=device)  # own ancestors among the branches fed
+
+    def _grow(self, ids: torch.Tensor, mask: torch.Tensor) -> TokenTree:
+        return grow_tree(self.policy, ids, mask)
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Codes (mode ``free``: tokens) (B, G, L), log-probabilities (B, G, L) and alive (B, G); codes are -1 where

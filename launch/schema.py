@@ -196,6 +196,8 @@ def _rl_faults(rl: RlConfig, where: str) -> Iterator[str]:
     for key, name in [(f"{where}.objective", rl.objective), (f"{where}.advantage", rl.advantage), *terms]:
         if not re.fullmatch(r"\w+|[\w.]+:\w+", name):
             yield f"{key}: expected a registered name or package.module:name, got {name!r}"
+    if rl.engine in ("torch", "hf") and (rl.engines, rl.tensor_parallel) != (1, 1):
+        yield f"{where}.engines, {where}.tensor_parallel: expected 1 with engine {rl.engine!r}; they are vLLM's"
     if rl.discount > 1:
         yield f"{where}.discount: expected between 0 and 1, got {rl.discount:g}"
     if rl.rewards and rl.group_size < 2 and rl.nll_weight <= 0 and rl.advantage.startswith("group"):

@@ -180,6 +180,10 @@ class Trie:
             child = torch.where((child >= 0) & self.allowed[child], child, NO_NODE)
         return child
 
+    def masked(self, logits: Tensor, nodes: Tensor, level: int) -> Tensor:
+        """``logits`` (..., K_l) of a level's codes, -inf where ``nodes`` (...) have no (allowed) child."""
+        return logits.masked_fill(~self.children_mask(nodes, level), float("-inf"))
+
     def reaches_one(self, nodes: Tensor) -> Tensor:
         """Whether a single (allowed) SID lies at or below each node: (...) int64 -> (...) bool, False for -1."""
         return self._single[nodes.clamp(min=0)] & (nodes >= 0)

@@ -277,6 +277,10 @@ def test_new_weights_are_used_and_their_version_is_carried_along(engine):
         rollouts.load_weights({k: v for k, v in state.items() if "norm" not in k}, 8)
     with pytest.raises(ValueError, match=r"unknown.*extra"):
         rollouts.load_weights({**state, "extra": state["model.norm.weight"]}, 8)
+    before = {name: value.clone() for name, value in mine.model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"another shape.*norm"):
+        rollouts.load_weights({**toy_policy(table, 2).model.state_dict(), "model.norm.weight": torch.ones(1)}, 8)
+    assert all(torch.equal(value, before[name]) for name, value in mine.model.state_dict().items())
     assert rollouts.version == 7
 
 

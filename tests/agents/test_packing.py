@@ -76,7 +76,3 @@ def test_token_batches_hold_every_group_once_within_their_size(prompts, tokens, 
     for rows, after in itertools.pairwise(batches):
         more = np.append(rows, after[0])
         assert len(more) * (lengths[more].max() + nodes[more].max()) > tokens, "one more would not have fitted"
-
-
-def test_no_limit_leaves_the_batch_as_it_is():
-    assert [rows.tolist() for rows in token_batches(np.array([9, 1, 5]), np.zeros(3, dtype=int), 0)] == [[0, 1, 2]]

@@ -1,5 +1,6 @@
 """The RL loop in plain torch: it finds a known optimum, repeats itself, and resumes as if never stopped."""
 
+import copy
 import pickle
 from dataclasses import replace
 
@@ -65,6 +66,38 @@ def run(task, folder, valid=None, **kwargs):
 
 def flat(policy):
     return torch.cat([p.detach().flatten() for p in policy.model.parameters()])
+
+
+class Copying(TorchEngine):
+    """An engine of the tests with a copy of the weights, which notes what it is given."""
+
+    def __init__(self, policy, chunk, normalise, **options):
+        super().__init__(copy.deepcopy(policy), chunk, normalise)
+        self.options, self.given, self.closed = options, [], False
+
+    def load_weights(self, state, version):
+        self.given.append(version)
+        super().load_weights(state, version)
+
+    def close(self):
+        self.closed = True
+
+
+def test_an_engine_with_a_copy_of_the_weights_follows(tmp_path):
+    """Before every rollout after an update, and whenever a run goes back, if only to as many updates."""
+    config = replace(CONFIG, engine=f"{__name__}:Copying", engines=2, epochs=1, minibatch=0)
+    trainer = rl.TorchTrainer(make_task(tmp_path, config))
+    engine, before = trainer.engine, trainer.weights()
+    assert engine.options == {"engines": 2}
+    trainer.step(0)
+    state = trainer.state()
+    trainer.step(1)
+    assert engine.given == [1]
+    trainer.restore(before, state, 1)
+    trainer.step(1)
+    assert engine.given == [1, 1]
+    trainer.close()
+    assert engine.closed
 
 
 def test_policy_gradient_finds_the_rewarded_item(tmp_path):

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import TINY, toy_episodes, toy_policy, toy_table
 
-from sidgym.agents.policy import prompt_tensors
+from sidgym.agents import tree_cache
+from sidgym.agents.policy import Policy, prompt_tensors
 from sidgym.agents.tree_cache import BlockTree, ModelTree, grow_tree, knows_blocks, read_prefixes
 
 ARCHITECTURES = ["qwen3", "qwen2", "llama"]
@@ -46,9 +47,17 @@ def test_own_walk_through_the_blocks_is_the_models(architecture, seed, width, ri
                 torch.testing.assert_close(tree.branches(tokens, below, last), wanted, atol=2e-5, rtol=1e-4)
 
 
-@settings(max_examples=12, deadline=None)
+@pytest.mark.parametrize("held", [True, False])
+@settings(max_examples=10, deadline=None)
 @given(st.sampled_from(ARCHITECTURES), st.integers(0, 10_000))
-def test_prefixes_and_their_gradient_are_those_of_plain_forward_passes(architecture, seed):
+def test_prefixes_and_their_gradient_are_those_of_plain_forward_passes(held, architecture, seed):
+    """With attention weights that are held for the backward pass, and with some that are computed again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_cache, "MANY_WEIGHTS", 2**40 if held else 0)
+        compare_with_plain_passes(architecture, seed)
+
+
+def compare_with_plain_passes(architecture: str, seed: int) -> None:
     policy, ids, mask = random_prompts(architecture, seed)
     rng = np.random.default_rng(seed)
     tokens, groups, parents, above = [], [], [], np.arange(4)
@@ -104,3 +113,55 @@ def test_what_the_walk_leaves_out_is_left_to_transformers(changes):
     for name, value in changes.items():
         setattr(policy.model.config, name, value)
     assert not knows_blocks(policy)
+
+
+def test_attention_weights_that_are_many_are_not_held(monkeypatch):
+    """What is saved for the backward pass grows with prompt and group, not with their product."""
+    policy = toy_policy(toy_table())
+    ids, mask = prompt_tensors(policy, np.zeros((1, 60), dtype=np.int64))  # 181 tokens
+    branches = [np.arange(40) % 5], [np.zeros(40, dtype=np.int64)], [np.zeros(40, dtype=np.int64)]
+    most = {}
+    for name, limit in (("held", 2**40), ("again", 0)):
+        monkeypatch.setattr(tree_cache, "MANY_WEIGHTS", limit)
+        sizes: list[int] = []
+
+        def note(kept: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(kept.numel())
+            return kept
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
+            read_prefixes(policy, ids, mask, *branches)[1].sum()
+        most[name] = max(sizes)
+    heads = policy.model.config.num_attention_heads
+    assert most["held"] >= heads * 40 * 181
+    assert most["again"] < heads * 40 * 181
+
+
+def test_a_class_that_computes_something_else_is_not_walked(monkeypatch):
+    """Whatever its model_type says."""
+    policy = toy_policy(toy_table())
+    real = policy.hidden
+
+    class Shifted(type(policy.model)):
+        pass
+
+    policy.model.__class__ = Shifted
+    monkeypatch.setattr(policy, "hidden", lambda **inputs: real(**inputs) + 1.0)
+    with pytest.warns(UserWarning, match="Shifted computes something else"):
+        assert not knows_blocks(policy)
+
+
+def test_models_that_cannot_read_a_tree_are_refused_by_name():
+    table = toy_table()
+    policy = toy_policy(table)
+    base = policy.model.model
+    real = base.forward
+    # Causal, but what it is told of who sees whom and where is lost.
+    base.forward = lambda attention_mask=None, position_ids=None, **inputs: real(**inputs)
+    with pytest.raises(ValueError, match=r"'qwen3' is not supported.*does not read a 4-D attention mask"):
+        Policy(policy.model, policy.tokenizer, table)
+    policy = toy_policy(table)
+    policy.model.config.layer_types = ["sliding_attention"] * 2
+    policy.model.config.sliding_window = 8
+    with pytest.raises(ValueError, match=r"attention to the whole prompt.*window 8"):
+        Policy(policy.model, policy.tokenizer, table)

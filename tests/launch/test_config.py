@@ -291,6 +291,7 @@ def test_what_toml_cannot_hold_is_refused():
         ("[[rl.rewards]]\nname='rule'\nweight=inf", r"rl\.rewards\[0\]\.weight: expected a finite number, got inf"),
         ("[rl]\nlr = -1.0", r"rl\.lr: expected more than 0, got -1\.0"),
         ("[rl]\nkl_weight = -1.0", r"rl\.kl_weight: expected at least 0, got -1\.0"),
+        ("[rl]\nengines = 2", r"rl\.engines, rl\.tensor_parallel: expected 1 with engine 'torch'; they are vLLM's"),
         ("[rl]\nminibatch = 65", r"rl\.minibatch: expected at most contexts_per_step = 64, got 65"),
         ("[rl]\nobjective = 'my.mod:'", r"rl\.objective: expected a registered name or package\.module:name"),
         ("[rl]\ngroup_size = 1\n[[rl.rewards]]\nname='rule'", r"rl\.group_size: a group of one"),
