@@ -81,14 +81,10 @@ class VllmEngine:
         if self.runners is not None:
             self.load_weights(self.policy.model.state_dict(), self.version)
             return
-        if importlib.util.find_spec("vllm") is None:
-            raise ModuleNotFoundError(
-                "rl.engine = 'vllm' needs vLLM, which is not installed: pip install 'sidgym[vllm]' for CUDA, "
-                "make setup-dev in a checkout on x86-64 Linux without; or use rl.engine = 'torch'"
-            )
+        config = self.policy.model.config.get_text_config()
+        check_vllm(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         if self.in_process and (self.engines, self.tensor_parallel_size) != (1, 1):
             raise ValueError("in_process runs one vLLM engine on one device; use Ray actors for more")
-        check_head_size(self.policy)
 
     def _running(self) -> list[Any]:
         """The engines, started and compared with the policy when they are first needed."""
@@ -237,12 +233,16 @@ class VllmEngine:
             self._started_ray = False
 
 
-def check_head_size(policy: Policy) -> None:
-    """Refuses by ``ValueError`` a model whose attention vLLM cannot compute on a CPU, before anything is started."""
-    config = policy.model.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if not torch.cuda.is_available() and size not in CPU_HEAD_SIZES:
+def check_vllm(head_size: int) -> None:
+    """Raises ``ValueError`` where vLLM is not installed or cannot compute attention heads of ``head_size`` numbers,
+    before anything is started."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "rl.engine = 'vllm' needs vLLM, which is not installed: pip install 'sidgym[vllm]' for CUDA, make "
+            "setup-dev in a checkout on x86-64 Linux without; or use rl.engine = 'torch'"
+        )
+    if not torch.cuda.is_available() and head_size not in CPU_HEAD_SIZES:
         raise ValueError(
             f"rl.engine = 'vllm' on a CPU needs attention heads of {', '.join(map(str, CPU_HEAD_SIZES))} numbers, this "
-            f"model's have {size} (policy.hidden_size / policy.heads); change them or use rl.engine = 'torch'"
+            f"model's have {head_size} (policy.hidden_size / policy.heads); change them or use rl.engine = 'torch'"
         )

@@ -162,6 +162,12 @@ def check_names(config: RunConfig) -> None:
         resolve("objective", rl.objective, OBJECTIVES)
         resolve("advantage", rl.advantage, ADVANTAGES)
         resolve("engine", rl.engine, ENGINES)
+        if rl.engine == "vllm":
+            from sidgym.agents.engine_vllm import CPU_HEAD_SIZES, check_vllm
+
+            # The heads of a model that somebody else made are known once it is opened.
+            known = config.policy.hidden_size // config.policy.heads
+            check_vllm(CPU_HEAD_SIZES[0] if config.policy.path else known)
         for term in rl.rewards:
             _check_reward(config, name, rl, term)
 

@@ -204,10 +204,11 @@ def test_what_cannot_be_done_is_refused_by_name(monkeypatch):
     with pytest.raises(ValueError, match="unknown normalise"):
         VllmEngine(policy, normalise="tree", runners=[TorchRunner(policy)])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(ValueError, match="this model's have 8"):
-        engine_vllm.check_head_size(toy_policy(toy_table()))
+        engine_vllm.check_vllm(8)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"sidgym\[vllm\]"):
+    with pytest.raises(ValueError, match=r"sidgym\[vllm\]"):
         make_engine("vllm", policy, 4, "trie")
 
 

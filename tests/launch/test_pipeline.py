@@ -1,14 +1,18 @@
 """The pipeline end to end on a tiny store: stages once, resumable, the same twice, nothing half-written."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from sidgym.benchmarks.summary import load_summary, validate_summary
 from sidgym.launch.cli import main
+from sidgym.launch.config import load_config
+from sidgym.launch.pipeline import check_names
 
 TINY = """
 name = "tiny"
@@ -384,3 +388,12 @@ def test_print_config_and_dry_run_write_nothing(tmp_path, capsys):
         main(["run", config, "--dry-run", "--rewards", "nope"])
     assert "unknown reward 'nope'" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("installed", "why"), [(None, "which is not installed"), (object(), "this model's have 8")])
+def test_vllm_is_missed_before_anything_runs(monkeypatch, tmp_path, installed, why):
+    config = load_config(Path(write_config(tmp_path)), ["--rl.engine", "vllm"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=why):
+        check_names(config)
