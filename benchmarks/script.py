@@ -22,17 +22,24 @@ Measure = Callable[[argparse.Namespace], dict[str, Any]]
 
 
 def main(
-    name: str, description: str, measure: Measure, seeds: Sequence[int] = (0,), packages: Sequence[str] = ()
+    name: str,
+    description: str,
+    measure: Measure,
+    seeds: Sequence[int] = (0,),
+    packages: Sequence[str] = (),
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> None:
     """Parses ``--quick``, ``--seeds`` and ``--out``, measures, prints the result and writes it where that is asked for.
 
-    ``measure`` gets the options and returns the figures; they stand beside ``benchmark``, ``quick``, ``seeds``,
-    ``machine``, ``versions`` and ``wall_seconds``.
+    ``add_options`` adds a script's own. ``measure`` gets the options and returns the figures; they stand beside
+    ``benchmark``, ``quick``, ``seeds``, ``machine``, ``versions`` and ``wall_seconds``.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a short run whose figures only show that it works")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--out", type=Path, help="also write the JSON object to this file")
+    if add_options:
+        add_options(parser)
     options = parser.parse_args()
     if options.quick:
         options.seeds = options.seeds[:1]

@@ -29,7 +29,7 @@ NAMES = {
 """Systems of the tables, in their order."""
 
 DEMO = ("hr@10", "ndcg@10", "preference@1", "preference@10", "percent@1", "percent@10")
-SCRIPTS = ("environments", "next_token_sb3", "next_token_rllib", "sessions")
+SCRIPTS = ("environments", "throughput", "next_token_sb3", "next_token_rllib", "sessions")
 """Stored results of scripts that are no pipeline."""
 AMAZON = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50")
 
@@ -71,11 +71,63 @@ def readme() -> str:
         "comparable with MiniOneRec's table: other items, another split.",
         table(amazon, AMAZON),
         differences(amazon, ("ndcg@10",)),
+        *throughput(stored["throughput"]),
         *environments(stored["environments"]),
         agents([stored["next_token_sb3"], stored["next_token_rllib"]]),
         *sessions(stored["sessions"]),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def throughput(result: Mapping[str, Any]) -> list[str]:
+    """Speed of rollout and update: a sentence and a table."""
+    case, wide, full = result["case"], result["vocabulary_151936"], result["no_certain_code"]
+    lines = ["| | here, s | usual, s | times | no certain code | 151,936 words |", "|---|---|---|---|---|---|"]
+    for part, ours, other, title in (
+        ("rollout", "torch", "hf", "rollout, against `generate` with a prefix function, the same batch"),
+        ("rollout", "torch", "hf_best", "rollout, against `generate` with the batch that suits it best"),
+        ("update", "packed", "replicated", "update, against G copies of the prompt"),
+        ("iteration", "sidgym", "minionerec", "iteration, against MiniOneRec's order of work"),
+    ):
+        row, ratio = result[part], f"{other}_ratio"
+        around = f"{row[ratio]:.1f} [{min(row[ratio + 's']):.1f}, {max(row[ratio + 's']):.1f}]"
+        others = f"{full[part][ratio]:.1f} | {wide[part][ratio]:.1f}"
+        lines.append(f"| {title} | {row[f'{ours}_s']:.2f} | {row[f'{other}_s']:.2f} | {around} | {others} |")
+    ratio = f"{result['vllm_vs_hf']:.1f} | {full['vllm_vs_hf']:.1f} | |"
+    lines.append(f"| rollout by vLLM, against `generate` | {result['vllm_s']:.2f} | {result['hf_s']:.2f} | {ratio}")
+    return [
+        f"**Rollout and update** (`python benchmarks/throughput.py`; {result['machine']}; {case['contexts']} contexts, "
+        f"prompts of {case['prompt_tokens']} tokens, {case['group']} candidates of 3 codes, a Qwen3 of 4 layers and "
+        f"width 256; medians of {result['rounds']} rounds in turns, range in brackets). Counting tokens allows "
+        f"{result['token_limit']:.1f} times; `docs/performance.md` says where the rest comes from:",
+        "\n".join(lines),
+    ]
+
+
+def performance() -> str:
+    """The part of ``docs/performance.md`` that quotes ``throughput``."""
+    result = json.loads((RESULTS / "throughput.json").read_text())
+    memory = {row["group"]: row["packed"] / 2**20 for row in result["update_memory"]}
+    known = "; ".join(f"G = {group}: {size:.0f} MiB" for group, size in memory.items())
+    copies = [row for row in result["update_memory"] if row["replicated"]][-1]
+    steps = [result["vllm_vs_own_steps"], result["no_certain_code"]["vllm_vs_own_steps"]]
+    masks = [100 * result[f"mask_share_{size}"] for size in ("10k", "10m")]
+    searches = [100 * result[f"mask_share_{size}_of_search"] for size in ("10k", "10m")]
+    return "\n\n".join(
+        [
+            *throughput(result),
+            "vLLM's own unconstrained steps of one token behind the same prompts take "
+            f"{steps[0]:.2f} times as long as our beams by it, {steps[1]:.2f} times where no code is certain. The "
+            f"trie's look-ups, masking included, are {masks[0]:.2f} % of the beam steps with 10 thousand items and "
+            f"{masks[1]:.2f} % with 10 million; without the first step's pass over the prompt "
+            f"{searches[0]:.1f} and {searches[1]:.1f} %. Log-probabilities of `torch` and `hf` differ by "
+            f"{result['parity_max_logp_diff']:.0e} at most, those of `torch` and `vllm` by "
+            f"{result['vllm_parity_max_logp_diff']:.0e}, gradients of packed and replicated updates by "
+            f"{result['gradient_max_relative_diff']:.0e} of the largest.",
+            f"Peak memory of an update of two contexts: {known}. With {copies['group']} copies of each prompt it is "
+            f"{copies['replicated'] / 2**20:,.0f} MiB.",
+        ]
+    )
 
 
 def environments(result: Mapping[str, Any]) -> list[str]:

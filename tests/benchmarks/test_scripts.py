@@ -1,5 +1,6 @@
 """Every benchmark script has a quick mode whose last line is one JSON object."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,6 +18,15 @@ EXPECTED = {
     "next_token_sb3": ("percent_of_oracle",),
     "next_token_rllib": ("percent_of_oracle",),
     "sessions": ("systems",),
+    "throughput": (
+        "rollout_vs_hf",
+        "update_vs_replicated",
+        "iteration_vs_minionerec",
+        "vllm_vs_hf",
+        "mask_share_10k",
+        "mask_share_10m",
+        "parity_max_logp_diff",
+    ),
 }
 """What the JSON of a script that is no pipeline holds besides the common fields."""
 
@@ -61,4 +71,17 @@ def native_is_faster(figures):
     assert all(pair["ratio"] > 1 for pair in figures["by_environment"].values())
 
 
-CHECKS = {"next_token_sb3": agent_has_learned, "next_token_rllib": agent_has_learned, "environments": native_is_faster}
+def the_same_work_is_done_faster(figures):
+    for name in ("rollout_vs_hf", "update_vs_replicated", "iteration_vs_minionerec"):
+        assert figures[name] > 1
+    assert figures["parity_max_logp_diff"] < 5e-4
+    if importlib.util.find_spec("vllm") is not None:
+        assert figures["vllm_parity_max_logp_diff"] < 5e-4
+
+
+CHECKS = {
+    "next_token_sb3": agent_has_learned,
+    "next_token_rllib": agent_has_learned,
+    "environments": native_is_faster,
+    "throughput": the_same_work_is_done_faster,
+}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sidgym.benchmarks.summary import validate_summary
-from sidgym.benchmarks.tables import RESULTS, SCRIPTS, readme
+from sidgym.benchmarks.tables import RESULTS, SCRIPTS, performance, readme
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -15,6 +15,11 @@ pytestmark = pytest.mark.skipif(not README.exists() or not RESULTS.exists(), rea
 
 def test_readme_quotes_the_stored_results():
     assert readme() in README.read_text(), "regenerate that part with sidgym.benchmarks.tables.readme()"
+
+
+def test_performance_quotes_the_stored_result():
+    text = (README.parent / "docs" / "performance.md").read_text()
+    assert performance() in text, "regenerate that part with sidgym.benchmarks.tables.performance()"
 
 
 PIPELINES = sorted(path for path in RESULTS.glob("*.json") if path.stem not in SCRIPTS)
@@ -53,6 +58,22 @@ def test_the_environments_are_as_fast_as_promised():
     assert result["next_item_vs_sync"] >= 50
     assert result["session_vs_sync"] >= 20
     assert result["step_10m_vs_10k"] < 1.5
+
+
+def test_rollouts_and_updates_are_as_fast_as_promised():
+    result = json.loads((RESULTS / "throughput.json").read_text())
+    assert result["rollout_vs_hf"] >= 20
+    assert result["update_vs_replicated"] >= 12
+    assert result["iteration_vs_minionerec"] >= 15
+    assert result["vllm_vs_hf"] >= 2.5
+    assert result["vllm_vs_own_steps"] >= 1 / 1.15
+    assert result["no_certain_code"]["vllm_vs_own_steps"] >= 1 / 1.15
+    assert result["mask_share_10k"] <= 0.01
+    assert result["mask_share_10m"] <= 0.02
+    assert result["parity_max_logp_diff"] <= 5e-4
+    assert result["gradient_max_relative_diff"] <= 1e-5
+    memory = {row["group"]: row["packed"] for row in result["update_memory"]}
+    assert memory[512] < 512 / 4 * memory[4] / 16, "it grows with P + G * L, far from G * (P + L)"
 
 
 @pytest.mark.parametrize("name", ["next_token_sb3", "next_token_rllib"])
