@@ -37,9 +37,13 @@ MakeTask = Callable[..., RlTask]
 
 def commanded(episodes, rollouts, *, command: str, driver: int) -> np.ndarray:
     """A reward of zeros that, in any process but the driver, does what the file ``command`` says, once."""
+    taken = Path(f"{command}.{os.getpid()}")
     if os.getpid() != driver and Path(command).exists():
-        order = Path(command).read_text()
-        Path(command).unlink(missing_ok=True)
+        try:
+            Path(command).rename(taken)  # of two that have seen it one gets it
+        except FileNotFoundError:
+            return np.zeros(rollouts.valid.shape)
+        order = taken.read_text()
         if order == "die":
             os._exit(1)
         raise KeyError(order)
