@@ -8,14 +8,13 @@ Symbols: B contexts, W branches kept so far, U questions that differ, K codes on
 
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 
 from sidgym.agents.policy import NEGATIVE_INFINITY, Policy
 from sidgym.agents.tree_cache import TokenTree
-from sidgym.agents.tree_search import StochasticBeams, TreeSearch
+from sidgym.agents.tree_search import Request, StochasticBeams, TreeSearch
 from sidgym.envs.records import Episodes
 
 Ask = Callable[[list[list[int]], list[list[int]], list[int]], np.ndarray]
@@ -37,8 +36,8 @@ class _NoTree:
 class AskedSearch(TreeSearch):
     """Beams and independent draws; the arguments behind ``ask`` are those of ``TreeSearch``."""
 
-    def __init__(self, ask: Ask, policy: Policy, episodes: Episodes, *args: Any):
-        super().__init__(policy, episodes, *args)
+    def __init__(self, ask: Ask, policy: Policy, episodes: Episodes, request: Request):
+        super().__init__(policy, episodes, request)
         history, same = np.unique(episodes.history, axis=0, return_inverse=True)
         tokens, mask = policy.tokens.prompts(history)
         self.prompts = [row[seen].tolist() for row, seen in zip(tokens, mask)]

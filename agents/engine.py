@@ -5,13 +5,14 @@ name. Left out: how each of them works.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from sidgym.agents.config import RlConfig
 from sidgym.agents.engine_hf import HfEngine
 from sidgym.agents.engine_torch import MODES, TorchEngine
+from sidgym.agents.engine_vllm import VllmEngine
 from sidgym.agents.policy import Policy
 from sidgym.envs.records import Episodes, Rollouts
 from sidgym.sid.registry import resolve
@@ -48,14 +49,7 @@ class Engine(Protocol):
         """Rolls out with the weights ``state`` of the policy's model from now on, and calls them ``version``."""
 
 
-def _vllm(policy: Policy, chunk: int, normalise: str, **options: Any) -> Engine:
-    """vLLM is imported only when it is asked for."""
-    from sidgym.agents.engine_vllm import VllmEngine
-
-    return VllmEngine(policy, chunk, normalise, **options)
-
-
-ENGINES: dict[str, Callable[..., Engine]] = {"torch": TorchEngine, "hf": HfEngine, "vllm": _vllm}
+ENGINES: dict[str, Callable[..., Engine]] = {"torch": TorchEngine, "hf": HfEngine, "vllm": VllmEngine}
 """Name -> ``(policy, chunk, normalise) -> Engine``."""
 
 

@@ -6,13 +6,14 @@ cost grows with G * (P + L). Left out: sampling, whose draws here would hang on 
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from sidgym.agents.engine_torch import check_rollout, load_shared_weights, make_rollouts
+from sidgym.agents.engine_base import ChunkedEngine, make_rollouts
 from sidgym.agents.policy import Policy, prompt_tensors
-from sidgym.envs.records import Episodes, Rollouts, concatenate_rollouts
+from sidgym.agents.tree_search import Request
+from sidgym.envs.records import Episodes, Rollouts
 from sidgym.sid.trie import Trie
 
 DEAD = -1e8
@@ -23,49 +24,22 @@ Children = dict[tuple[int, ...], list[int]]
 
 
 @dataclass
-class HfEngine:
+class HfEngine(ChunkedEngine):
     """Beam search by ``generate``, ``chunk`` contexts a call. Shares the policy's model."""
 
-    policy: Policy
-    chunk: int = 16
-    normalise: str = "trie"
-    version: int = 0
     _known: tuple[Trie, Children] | None = field(default=None, repr=False)  # the trie seen last
+    modes: ClassVar[tuple[str, ...]] = ("beam",)
 
-    def load_weights(self, state: dict[str, torch.Tensor], version: int) -> None:
-        """Copies ``state`` into the policy's model and remembers its ``version``."""
-        load_shared_weights(self.policy, state)
-        self.version = version
-
-    @torch.no_grad()
-    def rollout(
-        self,
-        episodes: Episodes,
-        group_size: int,
-        mode: str = "beam",
-        trie: Trie | None = None,
-        seed: int = 0,
-        lanes: int = 1,
-    ) -> Rollouts:
-        """As ``TorchEngine.rollout`` in mode ``beam``; ``ValueError`` for any other."""
-        if mode != "beam" or lanes != 1:
+    def _check(self, request: Request) -> None:
+        if request.mode not in self.modes or request.lanes != 1:
             raise ValueError(
-                f"engine hf rolls out mode 'beam' in one lane only; got mode {mode!r}, lanes {lanes}: use engine torch"
+                f"engine hf rolls out mode 'beam' in one lane only; got mode {request.mode!r}, lanes {request.lanes}: "
+                "use engine torch"
             )
-        check_rollout(("beam",), mode, group_size, lanes, self.normalise)
-        trie = self.policy.trie if trie is None else trie
-        if self._known is None or self._known[0] is not trie:
-            self._known = (trie, children_by_prefix(self.policy, trie))
-        was_training = self.policy.training
-        self.policy.eval()
-        chunks = []
-        for start in range(0, len(episodes), self.chunk):
-            part = episodes.take(slice(start, start + self.chunk)).trimmed()
-            chunks.append(self._rollout_chunk(part, group_size, *self._known))
-        self.policy.train(was_training)
-        return concatenate_rollouts(chunks)
+        super()._check(request)
 
-    def _rollout_chunk(self, episodes: Episodes, group: int, trie: Trie, children: Children) -> Rollouts:
+    def _rollout_chunk(self, episodes: Episodes, request: Request) -> Rollouts:
+        group, trie, children = request.group, request.trie, self._children(request.trie)
         ids, mask = prompt_tensors(self.policy, episodes.history)
         prompt, levels = ids.shape[1], self.policy.levels
         model: Any = self.policy.model
@@ -97,6 +71,11 @@ class HfEngine:
         logp = logp.view(*shape, levels).masked_fill(~alive[..., None], 0.0)
         codes = codes.masked_fill(~alive[..., None], -1)
         return make_rollouts(codes, logp, alive, trie, "beam", self.normalise, self.version)
+
+    def _children(self, trie: Trie) -> Children:
+        if self._known is None or self._known[0] is not trie:
+            self._known = (trie, children_by_prefix(self.policy, trie))
+        return self._known[1]
 
     def _chosen(self, out: Any, tokens: torch.Tensor, level: int) -> torch.Tensor:
         """Log-probabilities (B * G,) of the tokens taken on ``level``, read where each beam stood then."""

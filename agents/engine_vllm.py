@@ -14,19 +14,19 @@ change the last ones.
 import importlib.util
 import tempfile
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from sidgym.agents.asked_search import AskedSearch, AskedStochasticBeams
 from sidgym.agents.checkpoint import write_policy
-from sidgym.agents.engine_torch import check_rollout, load_shared_weights, make_rollouts
-from sidgym.agents.policy import Policy
-from sidgym.agents.tree_search import TreeSearch
+from sidgym.agents.engine_base import ChunkedEngine, make_rollouts
+from sidgym.agents.tree_search import Request
 from sidgym.agents.vllm_runners import (
     MOST_IDS,
     ActorRunner,
@@ -35,8 +35,7 @@ from sidgym.agents.vllm_runners import (
     WeightsMismatch,
     start_ray,
 )
-from sidgym.envs.records import Episodes, Rollouts, concatenate_rollouts
-from sidgym.sid.trie import Trie
+from sidgym.envs.records import Episodes, Rollouts
 
 MODES = ("beam", "sample", "stochastic_beam")
 TOLERANCE = {torch.float32: 5e-4}
@@ -51,27 +50,24 @@ BLOCK = 32
 
 
 @dataclass
-class VllmEngine:
+class VllmEngine(ChunkedEngine):
     """vLLM as an engine; ``version`` names the weights, ``chunk`` contexts are asked for at once.
 
     vLLM starts with the first rollout, so an engine that is only held in reserve costs nothing.
 
     ``engines`` vLLM engines take whole chunks in turn, each on ``tensor_parallel_size`` of Ray's GPUs. ``in_process``
-    runs one in this process instead, which changes torch here (``ENVIRONMENT``, ``set_num_threads``). ``runners`` takes
+    runs one in this process instead, which changes torch here (``vllm_runners``). ``runners`` takes
     running ones over, of a model with the same shape and vocabulary. ``options`` go to ``vllm.LLM``. A prompt and its
     candidate hold at most ``max_length`` tokens.
     """
 
-    policy: Policy
-    chunk: int = 16
-    normalise: str = "trie"
-    version: int = 0
     engines: int = 1
     tensor_parallel_size: int = 1
     in_process: bool = False
     max_length: int = 4096
     options: dict[str, Any] = field(default_factory=dict)
     runners: list[Any] | None = None
+    modes: ClassVar[tuple[str, ...]] = MODES
 
     def __post_init__(self) -> None:
         if self.normalise not in ("trie", "vocab"):
@@ -81,8 +77,7 @@ class VllmEngine:
         if self.runners is not None:
             self.load_weights(self.policy.model.state_dict(), self.version)
             return
-        config = self.policy.model.config.get_text_config()
-        check_vllm(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        check_vllm(self.policy.head_size)
         if self.in_process and (self.engines, self.tensor_parallel_size) != (1, 1):
             raise ValueError("in_process runs one vLLM engine on one device; use Ray actors for more")
 
@@ -121,8 +116,7 @@ class VllmEngine:
         Of tied weights one name is enough. Raises ``WeightsMismatch`` where vLLM then computes something else than the
         policy, and ``ValueError`` for weights of another model.
         """
-        load_shared_weights(self.policy, state)
-        self.version = version
+        super().load_weights(state, version)
         if self.runners is None:
             return  # they start with these weights
         self._stamp = uuid.uuid4().hex
@@ -165,45 +159,28 @@ class VllmEngine:
         rows = np.arange(-(-PROBE_BLOCKS * BLOCK // items.shape[1])) % len(items)
         return [self.policy.tokens.history, *items[rows].reshape(-1).tolist()][: self.max_length - 1]
 
-    def rollout(
-        self,
-        episodes: Episodes,
-        group_size: int,
-        mode: str = "beam",
-        trie: Trie | None = None,
-        seed: int = 0,
-        lanes: int = 1,
-    ) -> Rollouts:
-        """As ``TorchEngine.rollout``, from the same draws; ``ValueError`` for mode ``free``.
-
-        Raises ``WeightsMismatch`` where the runners were given other weights in the meantime.
-        """
-        if mode == "free":
+    def _check(self, request: Request) -> None:
+        if request.mode == "free":
             raise ValueError("engine vllm cannot draw in mode 'free' (the whole vocabulary); use engine torch for it")
-        check_rollout(MODES, mode, group_size, lanes, self.normalise)
-        trie = self.policy.trie if trie is None else trie
+        super()._check(request)
+
+    def _rollout_chunks(self, chunks: Sequence[Episodes], request: Request) -> list[Rollouts]:
+        """From the same draws as ``TorchEngine``'s. Raises ``WeightsMismatch`` where the runners were given other
+        weights in the meantime."""
         runners = self._running()
 
         @torch.no_grad()
         def serve(number: int) -> list[Rollouts]:
             """Every chunk of one runner: number, number + R, ..."""
-            return [
-                self._rollout_chunk(
-                    runners[number], episodes.take(slice(at, at + self.chunk)), group_size, mode, trie, seed, lanes
-                )
-                for at in range(number * self.chunk, len(episodes), len(runners) * self.chunk)
-            ]
+            return [self._ask(runners[number], chunk, request) for chunk in chunks[number :: len(runners)]]
 
         if len(runners) == 1:
-            return concatenate_rollouts(serve(0))
+            return serve(0)
         with ThreadPoolExecutor(len(runners)) as pool:
             shares = [iter(share) for share in pool.map(serve, range(len(runners)))]
-        chunks = -(-len(episodes) // self.chunk)
-        return concatenate_rollouts([next(shares[number % len(runners)]) for number in range(chunks)])
+        return [next(shares[number % len(runners)]) for number in range(len(chunks))]
 
-    def _rollout_chunk(
-        self, runner: Runner, episodes: Episodes, group: int, mode: str, trie: Trie, seed: int, lanes: int
-    ) -> Rollouts:
+    def _ask(self, runner: Runner, episodes: Episodes, request: Request) -> Rollouts:
         def ask(prompts: list[list[int]], sets: list[list[int]], which: list[int]) -> np.ndarray:
             longest = max(map(len, prompts))
             if longest >= self.max_length:
@@ -213,13 +190,9 @@ class VllmEngine:
                 )
             return runner.score(self._stamp, prompts, sets, which)
 
-        search: TreeSearch
-        if mode == "stochastic_beam":
-            search = AskedStochasticBeams(ask, self.policy, episodes, group, trie, self.normalise, seed, lanes)
-        else:
-            search = AskedSearch(ask, self.policy, episodes, group, mode, trie, self.normalise, seed)
-        codes, logp, alive = search.run()
-        return make_rollouts(codes, logp, alive, trie, mode, self.normalise, self.version)
+        search = AskedStochasticBeams if request.mode == "stochastic_beam" else AskedSearch
+        codes, logp, alive = search(ask, self.policy, episodes, request).run()
+        return make_rollouts(codes, logp, alive, request.trie, request.mode, self.normalise, self.version)
 
     def close(self) -> None:
         """Ends the vLLM engines; nothing can be asked of them any more."""

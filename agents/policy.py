@@ -46,6 +46,12 @@ class Policy(nn.Module):
     def levels(self) -> int:
         return len(self.tokens.levels)
 
+    @property
+    def head_size(self) -> int:
+        """Numbers in the query of one attention head."""
+        config = self.model.config.get_text_config()
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
     def level_ids(self, level: int) -> torch.Tensor:
         """Token ids (K_l,) of the codes of one level, on the policy's device."""
         return getattr(self, f"level_ids_{level}")

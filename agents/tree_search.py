@@ -6,6 +6,9 @@ beams fork. Left out: chunks, memory and records, which are the engine's (``engi
 Symbols: B contexts, W branches kept so far (at most G), U of them with a prefix of their own, K codes on a level.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -15,16 +18,45 @@ from sidgym.envs.records import Episodes
 from sidgym.sid.trie import Trie
 
 
+@dataclass(frozen=True)
+class Request:
+    """What an engine was asked for; ``group`` candidates of each of ``lanes`` draws a context."""
+
+    group: int
+    mode: str
+    trie: Trie
+    normalise: str
+    seed: int
+    lanes: int
+
+    def check(self, known: Sequence[str]) -> None:
+        """Refuses by ``ValueError`` what no engine with the modes ``known`` can do."""
+        if self.mode not in known:
+            raise ValueError(f"unknown rollout mode {self.mode!r}; known: {', '.join(known)}")
+        if self.group < 1:
+            raise ValueError(f"group_size must be at least 1, got {self.group}")
+        apart = self.mode == "stochastic_beam"
+        if self.lanes < 1 or (self.lanes > 1 and not apart):
+            raise ValueError(
+                f"lanes must be at least 1, and 1 unless the mode is stochastic_beam; got {self.lanes}, {self.mode}"
+            )
+        if apart and self.normalise != "trie":
+            raise ValueError(
+                "stochastic_beam draws from the distribution over SIDs, which normalise = "
+                f"{self.normalise!r} does not give; use trie"
+            )
+
+
 class TreeSearch:
     """One batch's search, in mode ``beam``, ``sample`` or ``free``."""
 
-    def __init__(
-        self, policy: Policy, episodes: Episodes, group: int, mode: str, trie: Trie, normalise: str, seed: int
-    ):
-        self.policy, self.group, self.mode, self.trie, self.normalise = policy, group, mode, trie, normalise
+    def __init__(self, policy: Policy, episodes: Episodes, request: Request):
+        self.policy, self.group, self.mode = policy, request.group, request.mode
+        self.trie, self.normalise = request.trie, request.normalise
         ids, mask = prompt_tensors(policy, episodes.history)
         self.tree = self._grow(ids, mask)
-        self.noise = _gumbel(episodes.index, seed, policy, group) if mode == "sample" else None
+        drawn = request.mode == "sample"
+        self.noise = _gumbel(episodes.index, request.seed, policy, request.group) if drawn else None
         batch, device = len(episodes), ids.device
         self.rows = torch.arange(batch, device=device)[:, None]
         self.choices = torch.zeros(batch, 1, 0, dtype=torch.long, device=device)  # codes; token ids in mode free
@@ -135,12 +167,10 @@ class StochasticBeams(TreeSearch):
     perturbation of every SID: a sample without replacement, in the order in which it is drawn.
     """
 
-    def __init__(
-        self, policy: Policy, episodes: Episodes, group: int, trie: Trie, normalise: str, seed: int, lanes: int
-    ):
-        super().__init__(policy, episodes, group, "stochastic_beam", trie, normalise, seed)
-        self.lanes = lanes
-        self.streams = [np.random.default_rng([seed, int(index), 2]) for index in episodes.index]
+    def __init__(self, policy: Policy, episodes: Episodes, request: Request):
+        super().__init__(policy, episodes, request)
+        self.lanes = request.lanes
+        self.streams = [np.random.default_rng([request.seed, int(index), 2]) for index in episodes.index]
         self.perturbed = self._noise(1)  # (B, R, W)
 
     def _noise(self, *shape: int) -> torch.Tensor:

@@ -28,6 +28,7 @@ from sidgym.agents.objectives import OBJECTIVES, LossInputs, ObjectiveSpec
 from sidgym.agents.policy import Policy, build_policy, prompt_tensors
 from sidgym.agents.rl import frozen_copy
 from sidgym.agents.update import GroupBatch, apply_gradients, group_loss, make_optimizer, rollout_groups
+from sidgym.benchmarks.script import random_codes
 from sidgym.envs.records import Episodes
 from sidgym.envs.rewards import RewardContext, RewardSum
 from sidgym.sid.table import SidTable
@@ -146,12 +147,6 @@ class Contest:
             apply_gradients(self.policy, self.optimizer, replace(self.config, lr=1e-9), 0)
 
         return run
-
-
-def random_codes(items: int, sizes: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Distinct SIDs (items, L)."""
-    flat = rng.choice(int(np.prod(sizes)), size=items, replace=False)
-    return np.stack(np.unravel_index(flat, sizes), axis=1).astype(np.int64)
 
 
 def replicated_backward(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from sidgym.benchmarks.script import main
+from sidgym.benchmarks.script import main, random_codes
 from sidgym.envs.records import Episodes
 from sidgym.envs.registration import ENVIRONMENTS
 from sidgym.sid.table import SidTable
@@ -70,9 +70,7 @@ def against_sync(name: str, rounds: int, steps: int, seed: int) -> dict[str, flo
 def catalogue_env(items: int, seed: int) -> Any:
     """1,024 vectorised ``NextItem-v0`` over random distinct SIDs; the number of contexts does not grow."""
     rng = np.random.default_rng(seed)
-    flat = rng.choice(int(np.prod(SIZES)), size=items, replace=False)
-    codes = np.stack(np.unravel_index(flat, SIZES), axis=1).astype(np.int64)
-    table = SidTable(codes, SIZES, np.arange(items).astype(str))
+    table = SidTable(random_codes(items, SIZES, rng), SIZES, np.arange(items).astype(str))
     numbers = np.arange(CONTEXTS)
     history = rng.integers(items, size=(CONTEXTS, HISTORY))
     episodes = Episodes(numbers, numbers, history, rng.integers(items, size=(CONTEXTS, 1)))

@@ -1,4 +1,4 @@
-"""What every benchmark script but the pipeline's shares: options, the machine, one JSON object as the last line.
+"""What benchmark scripts but the pipeline's share: options, the machine, one JSON object as the last line, random SIDs.
 
 Left out: the measurements, and runs of whole pipelines (``runs``).
 """
@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import sidgym
 
@@ -70,3 +72,9 @@ def machine() -> str:
 def processors(count: int | None, kind: str) -> str:
     """Processors as every result and table names them."""
     return f"{count} CPU cores ({kind}), one thread a process"
+
+
+def random_codes(items: int, sizes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Distinct SIDs (items, L) of codes below ``sizes``."""
+    flat = rng.choice(int(np.prod(sizes)), size=items, replace=False)
+    return np.stack(np.unravel_index(flat, tuple(sizes)), axis=1).astype(np.int64)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from sidgym.agents.engine import Engine
+from sidgym.agents.engine_vllm import VllmEngine
 from sidgym.agents.tree_cache import BlockTree
 from sidgym.benchmarks.contenders import (
     LEVELS,
@@ -32,9 +33,8 @@ from sidgym.benchmarks.contenders import (
     Timer,
     in_own_process,
     peak_bytes,
-    random_codes,
 )
-from sidgym.benchmarks.script import main
+from sidgym.benchmarks.script import main, random_codes
 from sidgym.envs.records import Rollouts
 from sidgym.sid.trie import Trie
 
@@ -52,11 +52,14 @@ SWEEP_TOKENS = 65_536
 Arms = dict[str, Callable[[], object]]
 
 
-def take_turns(arms: Arms, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each arm in each round. A turn of all comes before that does not count."""
+def take_turns(arms: Arms, rounds: int, before: Callable[[int], None] | None = None) -> dict[str, list[float]]:
+    """Seconds of each arm in each round. A turn of all comes first that does not count. ``before`` gets the round's
+    number before each turn, which is not timed."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(rounds + 1):
         for name, arm in arms.items():
+            if before is not None:
+                before(number)
             start = time.perf_counter()
             arm()
             if number:
@@ -127,20 +130,24 @@ def gradient_difference(contest: Contest) -> float:
     return float((grads[0] - grads[1]).abs().max() / grads[1].abs().max())
 
 
-def heart(case: Case, update_case: Case, rounds: int, seed: int) -> dict[str, Any]:
-    """Rollout, update and iteration, and how far the contestants' numbers are apart."""
-    contest = Contest(case, seed)
-    arms = rollout_arms(contest)
-    rollouts = compare("rollout", arms, rounds, case.limit)
-    parity = logp_difference(arms["torch"](), arms["hf"]())  # type: ignore[arg-type]
-    contest = Contest(update_case, seed)
+def comparisons(title: str, contest: Contest, learned: Contest, rounds: int) -> dict[str, Any]:
+    """Rollout on ``contest``, update and iteration on ``learned``."""
+    limit = contest.case.limit
     return {
-        "rollout": rollouts,
-        "parity_max_logp_diff": parity,
-        "update": compare("update", update_arms(contest), rounds, case.limit),
-        "gradient_max_relative_diff": gradient_difference(contest),
-        "iteration": compare("iteration", iteration_arms(contest), rounds, case.limit),
+        "rollout": compare(f"{title}rollout", rollout_arms(contest), rounds, limit),
+        "update": compare(f"{title}update", update_arms(learned), rounds, limit),
+        "iteration": compare(f"{title}iteration", iteration_arms(learned), rounds, limit),
     }
+
+
+def heart(case: Case, update_case: Case, rounds: int, seed: int) -> dict[str, Any]:
+    """The comparisons, and how far the contestants' numbers are apart."""
+    contest, learned = Contest(case, seed), Contest(update_case, seed)
+    arms = rollout_arms(contest)
+    parity = logp_difference(arms["torch"](), arms["hf"]())  # type: ignore[arg-type]
+    gradient = gradient_difference(learned)
+    figures = comparisons("", contest, learned, rounds)
+    return {**figures, "parity_max_logp_diff": parity, "gradient_max_relative_diff": gradient}
 
 
 def mask_shares(case: Case, rounds: int, seed: int) -> dict[str, float]:
@@ -204,8 +211,6 @@ def vllm_turns(case: dict[str, int], rounds: int, seed: int) -> dict[str, float]
 
     vLLM's prefix cache is emptied before each of its turns, as new weights empty it in training.
     """
-    from sidgym.agents.engine_vllm import VllmEngine
-
     torch.set_num_threads(1)
     contest = Contest(Case(**case), seed)
     engine = VllmEngine(contest.policy, contest.case.contexts, "trie", in_process=True)
@@ -214,14 +219,8 @@ def vllm_turns(case: dict[str, int], rounds: int, seed: int) -> dict[str, float]
     found = contest.engine("torch").rollout(contest.episodes, contest.case.group)
     steps = _single_steps(rollout_arm(contest, engine), engine.runners[0])
     arms: Arms = {"vllm": rollout_arm(contest, engine), "vllm_own_steps": steps, **rollout_arms(contest)}
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for number in range(rounds + 1):
-        for name, arm in arms.items():
-            engine.load_weights(contest.policy.model.state_dict(), number)
-            start = time.perf_counter()
-            arm()
-            if number:
-                times[name].append(time.perf_counter() - start)
+    weights = contest.policy.model.state_dict()
+    times = take_turns(arms, rounds, lambda number: engine.load_weights(weights, number))
     ratio = {name: float(np.median(np.array(values) / np.array(times["vllm"]))) for name, values in times.items()}
     return {
         **{f"{name}_s": float(np.median(values)) for name, values in times.items()},
@@ -265,13 +264,9 @@ def vllm_figures(case: Case, rounds: int, seed: int) -> dict[str, Any]:
 
 
 def again(title: str, case: Case, rounds: int, seed: int) -> dict[str, Any]:
-    """The three comparisons on another case."""
+    """The comparisons on another case."""
     contest = Contest(case, seed)
-    return {
-        "rollout": compare(f"{title}, rollout", rollout_arms(contest), rounds, case.limit),
-        "update": compare(f"{title}, update", update_arms(contest), rounds, case.limit),
-        "iteration": compare(f"{title}, iteration", iteration_arms(contest), rounds, case.limit),
-    }
+    return comparisons(f"{title}, ", contest, contest, rounds)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import sidgym.envs
 import sidgym.sid
 from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.agents.engine import ENGINES
+from sidgym.agents.engine_vllm import CPU_HEAD_SIZES, check_vllm
 from sidgym.agents.objectives import ADVANTAGES, OBJECTIVES
 from sidgym.envs.datasets import DATASETS
 from sidgym.envs.rewards import claims, find_reward, required_fields, required_mode
@@ -163,8 +164,6 @@ def check_names(config: RunConfig) -> None:
         resolve("advantage", rl.advantage, ADVANTAGES)
         resolve("engine", rl.engine, ENGINES)
         if rl.engine == "vllm":
-            from sidgym.agents.engine_vllm import CPU_HEAD_SIZES, check_vllm
-
             # The heads of a model that somebody else made are known once it is opened.
             known = config.policy.hidden_size // config.policy.heads
             check_vllm(CPU_HEAD_SIZES[0] if config.policy.path else known)
