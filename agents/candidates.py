@@ -49,6 +49,7 @@ class Candidates:
     total: np.ndarray  # (B, G) float32, what the candidate earns
     terms: dict[str, np.ndarray]  # name -> (B, G), what each term of the reward gives it, unweighted
     figures: dict[str, np.ndarray]  # name -> (B,)
+    weight: np.ndarray  # (B, G) float32, factor of each candidate's policy term
 
 
 Answer = Callable[[Episodes, Engine, RewardSum, RlConfig, int], Candidates]
@@ -57,14 +58,16 @@ Answer = Callable[[Episodes, Engine, RewardSum, RlConfig, int], Candidates]
 def answer_items(episodes: Episodes, engine: Engine, reward: RewardSum, config: RlConfig, seed: int) -> Candidates:
     """Items as candidates. Drawn without the trie they are vocabulary ids, and one that is no SID is learned from,
     too."""
-    rollouts = engine.rollout(episodes, config.group_size, config.mode, seed=seed)
+    rollouts = engine.rollout(episodes, config.group_size, config.mode, seed=seed, top_k=config.top_k)
     scores = reward.score(episodes, rollouts)
     codes, learnable = rollouts.codes, rollouts.valid
     if rollouts.tokens is not None:
         codes, learnable = rollouts.tokens, np.ones_like(rollouts.valid)
     figures = group_figures(scores, rollouts, episodes, reward.context.popularity)
     figures |= _rollout_figures(rollouts, episodes.targets[:, :1])
-    return Candidates(episodes, codes, learnable, rollouts.logp, scores.total, scores.parts, figures)
+    if rollouts.importance is not None:
+        figures["rollout/weight_mean"] = rollouts.importance.mean(axis=1, dtype=np.float64)
+    return Candidates(episodes, codes, learnable, rollouts.logp, scores.total, scores.parts, figures, rollouts.weight)
 
 
 def answer_pages(episodes: Episodes, engine: Engine, reward: RewardSum, config: RlConfig, seed: int) -> Candidates:
@@ -175,7 +178,8 @@ def as_pages(drawn: Rollouts, size: int) -> Rollouts:
     rows = drawn.valid.shape[0] * drawn.valid.shape[1] // size
     arrays = {name: getattr(drawn, name) for name in ("codes", "valid", "items")}
     pages = {name: value.reshape(rows, size, *value.shape[2:]) for name, value in arrays.items()}
-    return replace(drawn, **pages, logp=np.zeros(pages["codes"].shape, dtype=np.float32), mode="given")
+    logp = np.zeros(pages["codes"].shape, dtype=np.float32)
+    return replace(drawn, **pages, logp=logp, mode="given", importance=None)
 
 
 def page_logp(logp: torch.Tensor) -> torch.Tensor:
@@ -221,6 +225,7 @@ def _page_candidates(
         total.astype(np.float32),
         {name: part.astype(np.float32) for name, part in terms.items()},
         figures,
+        np.ones(shape, dtype=np.float32),
     )
 
 

@@ -6,10 +6,13 @@
     training.safetensors, training.json                                        optimiser and position, to resume from
 
 Nothing is pickled: a checkpoint from somebody else can be opened without running their code. Every directory is
-written beside its place and renamed, so a kill leaves the old one or the new one, never half of one.
+written beside its place, brought to the disk and renamed, so a kill, a full disk or a power cut leaves the old one or
+the new one, never half of one. Cut off between the two renames of a replacement the old one is called ``.old``, which
+``recovery.tidy`` undoes for a run's checkpoints; whoever replaces a policy with ``save_policy`` looks there.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -25,34 +29,34 @@ from sidgym.agents.policy import Policy, clean_generation_config
 from sidgym.sid.table import SidTable
 
 SCHEMA_VERSION = 1
+WEIGHTS, POSITION = "training.safetensors", "training.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is incomplete, of another schema, or of another catalogue."""
+    """A checkpoint that is incomplete, cannot be written, or is of another schema or of another catalogue."""
 
 
 def save_policy(directory: Path | str, policy: Policy, info: dict[str, Any] | None = None) -> None:
     """Writes ``policy`` and its SID table; ``info`` (JSON-able) is kept in ``sidgym.json``."""
-    directory = Path(directory)
-    fresh = _beside(directory)
-    write_policy(fresh, policy, info)
-    _swap(fresh, directory)
+    with _replacing(Path(directory)) as fresh:
+        write_policy(fresh, policy, info)
 
 
 def write_policy(directory: Path, policy: Policy, info: dict[str, Any] | None = None) -> None:
     """Writes the files of a policy into an existing directory, for callers who rename it themselves."""
     policy.model.generation_config = clean_generation_config(policy.model, policy.tokenizer)
-    with _no_bars():
+    with _no_bars(), _writing(directory):
         policy.model.save_pretrained(directory)
-    policy.tokenizer.save_pretrained(directory)
-    policy.table.save(directory / "sid")
+        policy.tokenizer.save_pretrained(directory)
+        policy.table.save(directory / "sid")
     record = {
         "schema_version": SCHEMA_VERSION,
         "sid_hash": policy.table.content_hash(),
         "trie_hash": policy.trie.content_hash(),
         **(info or {}),
     }
-    (directory / "sidgym.json").write_text(json.dumps(record, indent=2) + "\n")
+    with _writing(directory):
+        (directory / "sidgym.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def read_info(directory: Path | str) -> dict[str, Any]:
@@ -61,7 +65,8 @@ def read_info(directory: Path | str) -> dict[str, Any]:
     if not path.is_file():
         why = "it has no sidgym.json" if Path(directory).is_dir() else "there is no such folder"
         raise CheckpointError(f"{directory} is no sidgym checkpoint: {why}")
-    record = json.loads(path.read_text())
+    with _whole(Path(directory)):
+        record = json.loads(path.read_text())
     if record.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
             f"{directory}: schema version {record.get('schema_version')!r}, this sidgym reads {SCHEMA_VERSION}"
@@ -73,7 +78,8 @@ def load_policy(directory: Path | str, table: SidTable | None = None) -> Policy:
     """The policy of a checkpoint. With ``table`` given, a checkpoint of another catalogue is refused."""
     directory = Path(directory)
     record = read_info(directory)
-    own = SidTable.load(directory / "sid")
+    with _whole(directory):
+        own = SidTable.load(directory / "sid")
     if own.content_hash() != record["sid_hash"]:
         raise CheckpointError(f"{directory}: its SID table is not the one that it was saved with")
     if table is not None and table.content_hash() != record["sid_hash"]:
@@ -81,7 +87,7 @@ def load_policy(directory: Path | str, table: SidTable | None = None) -> Policy:
             f"{directory} was trained on another catalogue: its SID table has hash {record['sid_hash'][:12]}, the "
             f"table at hand {table.content_hash()[:12]}. Use the table in {directory / 'sid'} or train again."
         )
-    with _no_bars():
+    with _no_bars(), _whole(directory):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
     return Policy(model, tokenizer, own).eval()
@@ -110,52 +116,114 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Puts tensors of ``optimizer_tensors`` back; hyper-parameters stay the optimiser's own."""
+    """Puts tensors of ``optimizer_tensors`` back; other names are passed over, hyper-parameters stay its own."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
+        if number.isdigit():
+            state.setdefault(int(number), {})[name] = value
     whole = optimizer.state_dict()
     whole["state"] = state
     optimizer.load_state_dict(whole)
 
 
 def save_training(directory: Path, tensors: dict[str, torch.Tensor], position: dict[str, Any]) -> None:
-    """Writes what a trainer needs to go on: named tensors and a JSON-able position. Atomic."""
-    fresh = _beside(directory)
-    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, fresh / "training.safetensors")
-    record = {"schema_version": SCHEMA_VERSION, **position}
-    (fresh / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    _swap(fresh, directory)
+    """Writes what a trainer needs to go on: named tensors and a JSON-able position.
+
+    Atomic; raises ``CheckpointError``, and leaves nothing behind, where the disk is full.
+    """
+    with _replacing(directory) as fresh:
+        save_file({name: value.contiguous().clone() for name, value in tensors.items()}, fresh / WEIGHTS)
+        record = {"schema_version": SCHEMA_VERSION, **position}
+        (fresh / POSITION).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def load_training(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Inverse of ``save_training``. Raises ``CheckpointError`` for another schema or missing files."""
-    if not (directory / "training.json").is_file():
-        raise CheckpointError(f"{directory} holds no training state (training.json)")
-    position = json.loads((directory / "training.json").read_text())
+    """Inverse of ``save_training``. Raises what ``read_position`` does."""
+    position = read_position(directory)
+    with _whole(directory):
+        return load_file(directory / WEIGHTS), position
+
+
+def read_position(directory: Path) -> dict[str, Any]:
+    """The position of ``save_training``, without the tensors; but their file was looked at.
+
+    Raises ``CheckpointError`` for another schema, for missing files and for files that were cut off.
+    """
+    if not (directory / POSITION).is_file():
+        raise CheckpointError(f"{directory} holds no training state ({POSITION})")
+    with _whole(directory):
+        position = json.loads((directory / POSITION).read_text())
+        with safe_open(directory / WEIGHTS, framework="pt"):
+            pass  # compares what the header announces with the file's size
     if position.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
             f"{directory}: schema version {position.get('schema_version')!r}, expected {SCHEMA_VERSION}"
         )
-    return load_file(directory / "training.safetensors"), position
+    return position
 
 
-def _beside(directory: Path) -> Path:
+@contextmanager
+def _whole(directory: Path) -> Iterator[None]:
+    """While files of ``directory`` are read: one that is missing or cut off is a ``CheckpointError``."""
+    try:
+        yield
+    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{directory} cannot be read, a file of it is missing or cut off: {error}") from error
+
+
+@contextmanager
+def _replacing(directory: Path) -> Iterator[Path]:
+    """An empty folder to write into, which takes the place of ``directory`` once all of it is on the disk."""
     fresh = directory.with_name(directory.name + ".writing")
-    if fresh.exists():
-        shutil.rmtree(fresh)
-    fresh.mkdir(parents=True)
-    return fresh
+    try:
+        with _writing(directory):
+            if fresh.exists():
+                shutil.rmtree(fresh)
+            fresh.mkdir(parents=True)
+            yield fresh
+            flush(fresh)
+            _swap(fresh, directory)
+    except CheckpointError:
+        shutil.rmtree(fresh, ignore_errors=True)  # it may be just what the disk has no room for
+        raise
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """While files of ``directory`` are written: what the disk refuses is a ``CheckpointError``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{directory} cannot be written: {error}. What was finished before is untouched; make room and go on"
+        ) from error
+
+
+def flush(directory: Path) -> None:
+    """Waits until every file and folder below ``directory`` is on the disk, and ``directory`` by its name."""
+    for path in [*directory.rglob("*"), directory, directory.parent]:
+        flush_one(path)
+
+
+def flush_one(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _swap(fresh: Path, directory: Path) -> None:
+    old = directory.with_name(directory.name + ".old")
     if directory.exists():
-        old = directory.with_name(directory.name + ".old")
         if old.exists():
             shutil.rmtree(old)
         directory.rename(old)
-        fresh.rename(directory)
+    fresh.rename(directory)
+    flush_one(directory.parent)  # or a power cut could still undo the renames
+    if old.exists():
         shutil.rmtree(old)
-    else:
-        fresh.rename(directory)

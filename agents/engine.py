@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from sidgym.agents.config import RlConfig
+from sidgym.agents.engine_base import TOP_K
 from sidgym.agents.engine_hf import HfEngine
 from sidgym.agents.engine_torch import MODES, TorchEngine
 from sidgym.agents.engine_vllm import VllmEngine
@@ -42,8 +43,12 @@ class Engine(Protocol):
         trie: Trie | None = None,
         seed: int = 0,
         lanes: int = 1,
+        top_k: int = TOP_K,
     ) -> Rollouts:
-        """Groups of ``group_size`` candidates for each context, in the order of the contexts."""
+        """Groups of ``group_size`` candidates for each context, in the order of the contexts.
+
+        ``TorchEngine`` says what the modes are. Targets are read in mode ``dynamic`` only.
+        """
 
     def load_weights(self, state: dict[str, torch.Tensor], version: int) -> None:
         """Rolls out with the weights ``state`` of the policy's model from now on, and calls them ``version``."""

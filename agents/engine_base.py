@@ -10,9 +10,12 @@ from typing import ClassVar
 import torch
 
 from sidgym.agents.policy import Policy
-from sidgym.agents.tree_search import Request
+from sidgym.agents.tree_search import Found, Request
 from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts, concatenate_rollouts
 from sidgym.sid.trie import Trie
+
+TOP_K = 8
+"""Codes a level that mode ``top_k`` draws from unless told otherwise."""
 
 
 @dataclass
@@ -58,16 +61,18 @@ class ChunkedEngine:
         trie: Trie | None = None,
         seed: int = 0,
         lanes: int = 1,
+        top_k: int = TOP_K,
     ) -> Rollouts:
-        """Groups of candidates, best first (``sample`` and ``stochastic_beam``: in the order drawn).
+        """Groups of candidates, best first; in the order drawn where they are drawn.
 
         ``trie`` restricts the SIDs of this call (``Trie.restrict``); the policy's own trie when None. ``seed`` and each
         context's index give the draws. ``lanes`` draws that many independent groups a context by ``stochastic_beam``,
-        one after another on the second axis, (B, lanes * G). Slots beyond the number of SIDs are marked invalid. Raises
-        ``ValueError`` for a mode that the engine does not have and ``FloatingPointError`` when the policy yields NaN.
+        one after another on the second axis, (B, lanes * G); only one lane has an ``importance``. ``top_k`` is for the
+        mode of that name. Slots beyond the number of SIDs are marked invalid. Raises ``ValueError`` for a mode that the
+        engine does not have and ``FloatingPointError`` when the policy yields NaN.
         """
         trie = self.policy.trie if trie is None else trie
-        request = Request(group_size, mode, trie, self.normalise, seed, lanes)
+        request = Request(group_size, mode, trie, self.normalise, seed, lanes, top_k)
         self._check(request)
         was_training = self.policy.training
         self.policy.eval()
@@ -89,27 +94,20 @@ class ChunkedEngine:
 
 
 def make_rollouts(
-    codes: torch.Tensor,
-    logp: torch.Tensor,
-    alive: torch.Tensor,
-    trie: Trie,
-    mode: str,
-    normalise: str,
-    version: int,
-    tokens: torch.Tensor | None = None,
+    found: Found, trie: Trie, mode: str, normalise: str, version: int, tokens: torch.Tensor | None = None
 ) -> Rollouts:
-    """The record of candidates with codes and log-probabilities (B, G, L), valid where ``alive`` (B, G) and in
-    ``trie``, with the items of their leaves."""
-    leaf = trie.leaf_of(codes)
-    valid = alive & (leaf >= 0)
+    """The record of candidates, valid where they are alive and in ``trie``, with the items of their leaves."""
+    leaf = trie.leaf_of(found.codes)
+    valid = found.alive & (leaf >= 0)
     items = trie.items_of(torch.where(valid, leaf, -1))
     return Rollouts(
-        codes=codes.cpu().numpy(),
+        codes=found.codes.cpu().numpy(),
         valid=valid.cpu().numpy(),
         items=torch.where(valid[..., None], items, PAD_ITEM).cpu().numpy(),
-        logp=logp.float().cpu().numpy(),
+        logp=found.logp.float().cpu().numpy(),
         mode=mode,
         normalise=normalise,
         weight_version=version,
         tokens=None if tokens is None else tokens.cpu().numpy(),
+        importance=None if found.importance is None else found.importance.cpu().numpy(),
     )

@@ -12,7 +12,7 @@ import torch
 
 from sidgym.agents.engine_base import ChunkedEngine, make_rollouts
 from sidgym.agents.policy import Policy, prompt_tensors
-from sidgym.agents.tree_search import Request
+from sidgym.agents.tree_search import Found, Request
 from sidgym.envs.records import Episodes, Rollouts
 from sidgym.sid.trie import Trie
 
@@ -70,7 +70,7 @@ class HfEngine(ChunkedEngine):
         codes = self.policy.tokens.codes_of(tokens.reshape(*shape, levels))
         logp = logp.view(*shape, levels).masked_fill(~alive[..., None], 0.0)
         codes = codes.masked_fill(~alive[..., None], -1)
-        return make_rollouts(codes, logp, alive, trie, "beam", self.normalise, self.version)
+        return make_rollouts(Found(codes, logp, alive), trie, "beam", self.normalise, self.version)
 
     def _children(self, trie: Trie) -> Children:
         if self._known is None or self._known[0] is not trie:

@@ -1,10 +1,15 @@
 """The built-in engine: groups drawn by tree search in plain torch, chunk by chunk, inside a memory budget.
 
 Modes. ``beam``: the G most probable SIDs found by beam search of width G, no length normalisation. ``sample``: G
-independent draws. ``stochastic_beam``: G draws without replacement, first drawn first (Kool, van Hoof and Welling 2019,
-"Stochastic Beams and Where to Find Them": beam search on Gumbel-perturbed log-probabilities). ``free``: beam search
-over the whole vocabulary without the trie, to measure what the policy would emit if nothing held it (hallucinated
-SIDs). Left out: rewards, CUDA graphs.
+independent draws, with ``importance`` where the policy is normalised over the whole vocabulary: legal codes are drawn
+as if they were all. ``top_k``: the same, each code from the ``top_k`` most probable ones below its prefix, whose
+probabilities are made to sum to one; the log-probabilities in the record are the policy's, which a ratio needs, and
+``importance`` holds policy over truncated draw. ``dynamic``: of 1.5 G independent draws (rounded up) G that hold the
+target, if it was drawn, and the most distinct SIDs (MiniOneRec); biased, and the only mode that looks at a target.
+``stochastic_beam``: G draws without replacement, first drawn first (Kool, van Hoof and Welling 2019, "Stochastic Beams
+and Where to Find Them": beam search on Gumbel-perturbed log-probabilities), with the ``importance`` that makes a mean
+over them unbiased (``importance``). ``free``: beam search over the whole vocabulary without the trie, to measure what
+the policy would emit if nothing held it (hallucinated SIDs). Left out: rewards, CUDA graphs.
 """
 
 from dataclasses import dataclass
@@ -17,7 +22,7 @@ from sidgym.agents.policy import Policy
 from sidgym.agents.tree_search import Request, StochasticBeams, TreeSearch
 from sidgym.envs.records import Episodes, Rollouts, concatenate_rollouts
 
-MODES = ("beam", "sample", "stochastic_beam", "free")
+MODES = ("beam", "sample", "top_k", "dynamic", "stochastic_beam", "free")
 
 MEMORY = 4 * 2**30
 """Default budget of a chunk's key/value cache and working memory, in bytes."""
@@ -44,8 +49,9 @@ class TorchEngine(ChunkedEngine):
                 again = np.searchsorted(order, first)[inverse.reshape(-1)]
                 episodes = episodes.take(order)
         whole_vocabulary = request.mode == "free" or self.normalise == "vocab"
-        drawn = request.group * request.lanes
-        need = bytes_per_context(self.policy, episodes.history.shape[1], drawn, whole_vocabulary)
+        need = bytes_per_context(
+            self.policy, episodes.history.shape[1], request.drawn * request.lanes, whole_vocabulary
+        )
         rows = max(1, self.memory // need)
         parts = np.array_split(np.arange(len(episodes)), -(-len(episodes) // rows))
         found = concatenate_rollouts([self._rollout_part(episodes.take(part), request) for part in parts])
@@ -53,11 +59,12 @@ class TorchEngine(ChunkedEngine):
 
     def _rollout_part(self, episodes: Episodes, request: Request) -> Rollouts:
         search = StochasticBeams if request.mode == "stochastic_beam" else TreeSearch
-        found, logp, alive = search(self.policy, episodes, request).run()
-        tokens = found if request.mode == "free" else None
-        codes = found if tokens is None else self.policy.tokens.codes_of(tokens)
+        found, tokens = search(self.policy, episodes, request).run(), None
+        if request.mode == "free":
+            tokens = found.codes
+            found = found._replace(codes=self.policy.tokens.codes_of(tokens))
         normalise = "vocab" if request.mode == "free" else self.normalise
-        return make_rollouts(codes, logp, alive, request.trie, request.mode, normalise, self.version, tokens)
+        return make_rollouts(found, request.trie, request.mode, normalise, self.version, tokens)
 
 
 def bytes_per_context(policy: Policy, history: int, group: int, whole_vocabulary: bool) -> int:

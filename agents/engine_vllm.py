@@ -26,6 +26,7 @@ import torch
 from sidgym.agents.asked_search import AskedSearch, AskedStochasticBeams
 from sidgym.agents.checkpoint import write_policy
 from sidgym.agents.engine_base import ChunkedEngine, make_rollouts
+from sidgym.agents.ray_start import start_ray_for_engines
 from sidgym.agents.tree_search import Request
 from sidgym.agents.vllm_runners import (
     MOST_IDS,
@@ -33,11 +34,10 @@ from sidgym.agents.vllm_runners import (
     Runner,
     VllmRunner,
     WeightsMismatch,
-    start_ray,
 )
 from sidgym.envs.records import Episodes, Rollouts
 
-MODES = ("beam", "sample", "stochastic_beam")
+MODES = ("beam", "sample", "top_k", "dynamic", "stochastic_beam")
 TOLERANCE = {torch.float32: 5e-4}
 """Largest difference of a log-probability after a push; ``COARSE`` for other number formats."""
 COARSE = 0.2  # so wide that a push of a small step which is lost goes unnoticed in half precision
@@ -91,24 +91,28 @@ class VllmEngine(ChunkedEngine):
         return self.runners
 
     def _start(self) -> list[Any]:
-        options = {
+        if self.in_process:
+            with tempfile.TemporaryDirectory(prefix="sidgym-vllm-") as directory:
+                write_policy(Path(directory), self.policy)
+                gpus = int(torch.cuda.is_available())
+                return [VllmRunner(directory, gpus, **self._options(gpus))]
+        gpus, self._started_ray = start_ray_for_engines(self.engines, self.tensor_parallel_size)
+        runners = [ActorRunner(self.policy, gpus, self._options(gpus)) for _ in range(self.engines)]
+        for runner in runners:
+            runner.wait()
+        return runners
+
+    def _options(self, gpus: int) -> dict[str, Any]:
+        """What an engine on ``gpus`` GPUs, or on CPUs, is started with."""
+        return {
             "dtype": str(next(self.policy.model.parameters()).dtype).removeprefix("torch."),
             "max_model_len": self.max_length,
             "tensor_parallel_size": self.tensor_parallel_size,
             "disable_log_stats": True,
             "enable_prefix_caching": True,
-            **({} if torch.cuda.is_available() else {"block_size": BLOCK, "enforce_eager": True}),
+            **({} if gpus else {"block_size": BLOCK, "enforce_eager": True}),
             **self.options,
         }
-        with tempfile.TemporaryDirectory(prefix="sidgym-vllm-") as directory:
-            write_policy(Path(directory), self.policy)
-            if self.in_process:
-                return [VllmRunner(directory, **options)]
-            gpus, self._started_ray = start_ray(self.engines, self.tensor_parallel_size)
-            runners = [ActorRunner(directory, gpus, options) for _ in range(self.engines)]
-            for runner in runners:
-                runner.wait()
-        return runners
 
     def load_weights(self, state: dict[str, torch.Tensor], version: int) -> None:
         """Rolls out with ``state`` from now on and calls it ``version``; the policy's model gets it, too.
@@ -191,8 +195,8 @@ class VllmEngine(ChunkedEngine):
             return runner.score(self._stamp, prompts, sets, which)
 
         search = AskedStochasticBeams if request.mode == "stochastic_beam" else AskedSearch
-        codes, logp, alive = search(ask, self.policy, episodes, request).run()
-        return make_rollouts(codes, logp, alive, request.trie, request.mode, self.normalise, self.version)
+        found = search(ask, self.policy, episodes, request).run()
+        return make_rollouts(found, request.trie, request.mode, self.normalise, self.version)
 
     def close(self) -> None:
         """Ends the vLLM engines; nothing can be asked of them any more."""

@@ -25,7 +25,9 @@ class MetricsLog:
         self.path = directory / "metrics.jsonl"
         kept = read_metrics(self.path) if resume_from is not None and self.path.exists() else []
         kept = [row for row in kept if row.get("step", 0) <= (resume_from or 0)]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        fresh = self.path.with_suffix(".writing")
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(fresh, self.path)
         self._file = self.path.open("a")
         self._run = _start_wandb(directory, config, name)
 

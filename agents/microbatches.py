@@ -3,16 +3,17 @@
     step = Accumulated(policy, batch, config)
     for piece in step.passes():
         step.add(group_forward(policy, piece, config, reference)).backward()
-    metrics = step.apply(optimizer, update, first=True)
+    result = step.attempt(optimizer, update, first=True)
 
 A part's loss counts by its share of the groups, which gives the gradient of the whole because every term of an
-objective is a mean over groups; an objective that is none is refused. Left out: the objectives and the forward pass
-(``update``).
+objective is a mean over groups; an objective that is none is refused. A step whose loss or gradient is not finite
+changes nothing and says why. Left out: the objectives and the forward pass (``update``), and what is done about a step
+that changed nothing (``refused``).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,35 @@ from sidgym.envs.records import PAD_ITEM
 
 TOLERANCE = 1e-3
 """Largest difference between gradients of a whole batch and of its parts, as a share of the largest gradient."""
+PARITY, DRIFT = "sampling/logp_difference", "sampling/drift"
+"""Prefixes of metrics: |trainer - rollout| log-probability before the first optimiser step of a rollout, and over all
+of them."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimiser step did."""
+
+    metrics: dict[str, float]
+    refused: str = ""  # why nothing was changed; empty where it was
+
+
+def summary(steps: Sequence[StepResult]) -> dict[str, float]:
+    """Metrics of an iteration: means over its optimiser steps, and the largest of what ends in ``_max``.
+
+    Refused steps are left out unless all were; ``updates_refused`` counts them. ``PARITY`` compares the trainer with
+    the rollout, so it is that of the first step, whose weights nothing has changed yet; over all steps, the distance
+    that learning itself has made included, it is ``DRIFT``.
+    """
+    counted = [step.metrics for step in steps if not step.refused] or [step.metrics for step in steps]
+    figures = {}
+    for name in counted[0]:
+        values = [metrics[name] for metrics in counted]
+        over = float(np.max(values) if name.endswith("_max") else np.mean(values))
+        if name.startswith(PARITY):
+            figures[DRIFT + name.removeprefix(PARITY)], over = over, values[0]
+        figures[name] = over
+    return {**figures, "updates_refused": float(sum(bool(step.refused) for step in steps))}
 
 
 class Accumulated:
@@ -66,23 +96,48 @@ class Accumulated:
         return len(self.done) == len(self.parts)
 
     def add(self, forward: GroupForward) -> torch.Tensor:
-        """The share of the next part in the loss, to be differentiated; the first clears the gradients."""
+        """The share of the next part in the loss, to be differentiated; the first clears the gradients.
+
+        A loss that is not finite makes the gradient NaN, if it is not so yet: learners that add up their gradients all
+        refuse the step then, without asking one another.
+        """
         if not self.done:
             self.policy.model.zero_grad(set_to_none=True)
         self.done.append(forward)
+        loss = forward.loss
+        if not bool(torch.isfinite(loss)):
+            loss = loss * float("nan")
         if len(self.parts) == 1:
-            return forward.loss
+            return loss
         for logp in _learned(forward.inputs):
             logp.retain_grad()
-        return forward.loss * (len(self.parts[len(self.done) - 1]) / len(self.batch))
+        return loss * (len(self.parts[len(self.done) - 1]) / len(self.batch))
+
+    def attempt(self, optimizer: torch.optim.Optimizer, update: int, first: bool) -> StepResult:
+        """``apply``, with what is not finite as a reason why nothing was changed."""
+        try:
+            return StepResult(self.apply(optimizer, update, first))
+        except FloatingPointError as error:
+            return StepResult({**self.whole().metrics, "grad_norm": float("nan")}, str(error))
 
     def apply(self, optimizer: torch.optim.Optimizer, update: int, first: bool) -> dict[str, float]:
-        """The optimiser step number ``update``; metrics of the whole batch. ``first`` of its rollout, it is checked
-        against it (``check_parity``). Raises what ``whole`` and ``apply_gradients`` do, before anything changes."""
+        """The optimiser step number ``update``; metrics of the whole batch.
+
+        ``first`` of its rollout, the groups that the present weights drew are checked against it (``check_parity``).
+        Raises what that and ``whole`` do, and ``FloatingPointError`` for a loss or gradient that is not finite, before
+        anything changes.
+        """
         whole = self.whole()
-        if first:
-            check_parity(self.policy, whole, self.config)
-        norm = apply_gradients(self.policy, optimizer, self.config, update)
+        losses = [float(forward.loss.detach()) for forward in self.done]
+        finite = bool(np.isfinite(losses).all())
+        if first and finite:
+            check_parity(self.policy, whole, self.config, self.batch.version[np.concatenate(self.parts)] == update)
+        try:
+            norm = apply_gradients(self.policy, optimizer, self.config, update)
+        except FloatingPointError:
+            if finite:
+                raise
+            raise FloatingPointError(f"the loss is {next(v for v in losses if not np.isfinite(v))}") from None
         return {**whole.metrics, "grad_norm": norm}
 
     def whole(self) -> GroupForward:

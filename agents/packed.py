@@ -96,7 +96,9 @@ def hidden_states(policy: Policy, history: np.ndarray, paths: Paths) -> list[tor
         return read_prefixes(policy, _to(ids, device), _to(mask, device), paths.tokens[1:], tree.group[1:], parents)
     lengths, nodes = mask.sum(axis=1), paths.tree.nodes
     rows = fill_rows(lengths + nodes)
-    if rows_pay(rows, lengths, nodes, policy.model.config.get_text_config().hidden_size):
+    # With a cache between two passes no activations can be computed again.
+    recomputes = policy.recomputes and torch.is_grad_enabled()
+    if recomputes or rows_pay(rows, lengths, nodes, policy.model.config.get_text_config().hidden_size):
         return _in_rows(policy, ids[mask], lengths, rows, paths)
     return _apart(policy, ids[mask], lengths, paths)
 

@@ -5,12 +5,15 @@ softmax over the whole vocabulary, where mass leaks to tokens that are not allow
 (``engine``), losses (``objectives``) and files (``checkpoint``).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sidgym.agents.config import PolicyConfig
 from sidgym.agents.tokens import add_sid_tokens, fresh_tokenizer, resize_embeddings, token_map
@@ -36,6 +39,7 @@ class Policy(nn.Module):
         self.tokens = token_map(tokenizer, table)
         for level, ids in enumerate(self.tokens.levels):
             self.register_buffer(f"level_ids_{level}", ids, persistent=False)
+        self.recomputes = False
         self._check_architecture()
 
     @property
@@ -56,15 +60,43 @@ class Policy(nn.Module):
         """Token ids (K_l,) of the codes of one level, on the policy's device."""
         return getattr(self, f"level_ids_{level}")
 
-    def to(self, *args: Any, **kwargs: Any) -> "Policy":
-        """Moves the model and the trie."""
-        super().to(*args, **kwargs)
+    def _apply(self, *args: Any, **kwargs: Any) -> "Policy":
+        """What ``to`` and its like do, also to a module that holds this one: the trie goes where the model does."""
+        super()._apply(*args, **kwargs)
         self.trie = self.trie.to(self.device)
         return self
 
+    def recompute_activations(self) -> None:
+        """From now on the backward pass computes a block's activations again instead of holding them.
+
+        Raises ``ValueError`` for an architecture whose blocks transformers cannot run so.
+        """
+        if not self.model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"architecture {self.model.config.model_type!r} has no gradient checkpointing; set "
+                "rl.gradient_checkpointing = false"
+            )
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.recomputes = True
+
     def hidden(self, **inputs: Any) -> torch.Tensor:
         """Last hidden states (B, S, H): the decoder without its output layer."""
-        return self.model.base_model(**inputs).last_hidden_state
+        with self._recomputing(torch.is_grad_enabled() and inputs.get("past_key_values") is None):
+            return self.model.base_model(**inputs).last_hidden_state
+
+    @contextmanager
+    def _recomputing(self, possible: bool) -> Iterator[None]:
+        """transformers checkpoints blocks in training mode only, where others drop out: here blocks alone are in it."""
+        blocks = []
+        if self.recomputes and possible:
+            blocks = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer) and not m.training]
+        for block in blocks:
+            block.training = True
+        try:
+            yield
+        finally:
+            for block in blocks:
+                block.training = False
 
     def logits(self, hidden: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Float32 logits of the given tokens (all tokens when None) for hidden states (..., H)."""
@@ -73,6 +105,11 @@ class Policy(nn.Module):
         return self._logits_of(hidden, weight, token_ids)
 
     def _logits_of(self, hidden: torch.Tensor, weight: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            # The rounding of a logit is multiplied into every ratio: this one product stays in float32.
+            with torch.autocast(device, enabled=False):
+                return self._logits_of(hidden.float(), weight.float(), token_ids)
         out = (hidden @ weight.T).float()
         bias = getattr(self.model.get_output_embeddings(), "bias", None)
         if bias is not None:

@@ -1,204 +1,55 @@
 """Reinforcement learning from a checkpoint: the loop around rollout, update, validation and resumable checkpoints.
 
 The loop is the same for every backend; a backend is a ``Trainer``. ``TorchTrainer`` is the plain one and needs no Ray;
-``rllib.RllibTrainer`` runs the same two functions inside RLlib. Left out: objectives, rewards and rollouts themselves.
+``rllib.RllibTrainer`` runs the same two functions inside RLlib. Left out: objectives, rewards and rollouts themselves,
+and trainers (``trainer``); what learns from what (``task``, ``student``).
 """
 
-import copy
-import shutil
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from sidgym.agents.audit import HackingMonitor, closing_warnings
 from sidgym.agents.candidates import TOTAL, as_pages
-from sidgym.agents.checkpoint import load_policy, load_training, optimizer_tensors, restore_optimizer, save_training
-from sidgym.agents.config import RewardConfig, RlConfig
-from sidgym.agents.engine import close_engine, engine_of
+from sidgym.agents.checkpoint import load_policy, load_training, save_training
+from sidgym.agents.config import RlConfig
 from sidgym.agents.evaluate import PolicyPages, legal_mass, rank_contexts
 from sidgym.agents.logging import MetricsLog, read_metrics
-from sidgym.agents.microbatches import Accumulated
 from sidgym.agents.policy import Policy
-from sidgym.agents.update import (
-    GroupBatch,
-    contexts_of_step,
-    group_forward,
-    make_optimizer,
-    minibatches,
-    rollout_groups,
-    step_seed,
-)
+from sidgym.agents.recipes import EMPTY, completed, indistinct
+from sidgym.agents.recovery import best_path, resume, save_checkpoint, until_done, warn
+from sidgym.agents.student import frozen_copy, model_weights, reference_kind
+from sidgym.agents.task import RlTask, load_episodes, load_reward, save_episodes
+from sidgym.agents.trainer import TorchTrainer, Trainer
 from sidgym.envs.metrics import rank_metrics
 from sidgym.envs.records import Episodes, Rollouts
-from sidgym.envs.rewards import RewardContext, RewardSum, required_fields
+from sidgym.envs.rewards import RewardSum
 from sidgym.envs.session_oracle import judge_sessions
-from sidgym.sid.table import SidTable
+
+__all__ = [
+    "RlTask",
+    "TorchTrainer",
+    "Trainer",
+    "frozen_copy",
+    "load_episodes",
+    "load_reward",
+    "make_trainer",
+    "model_weights",
+    "save_episodes",
+    "session_return",
+    "train_rl",
+    "validate",
+    "validation_reward",
+]
 
 Progress = Callable[[int, int, str], None]
 
 VALIDATION_SHOPPERS = 77_000
 """Seed of the shoppers that sessions are validated with."""
-
-
-@dataclass(frozen=True)
-class RlTask:
-    """What a trainer learns from. Paths instead of arrays, so that it travels to remote workers as it is."""
-
-    policy: str  # checkpoint directory that training starts from
-    contexts: str  # Episodes as .npz: the RL contexts
-    seed: int
-    config: RlConfig
-    embeddings: str = ""  # (N, D) .npy, for rewards that compare items
-    preference: str = ""  # directory of a fitted preference model
-    truth: str = ""  # directory of the simulator's truth: its shoppers, and the oracle's reward
-    popularity: str = ""  # (N,) .npy, positive events of each item in the log that training may read
-    data: str = ""  # directory of the data set, for its catalogue
-
-    def load_contexts(self) -> Episodes:
-        """The RL contexts."""
-        return load_episodes(Path(self.contexts))
-
-    def load_reward(self, table: SidTable) -> RewardSum:
-        """The reward function of the config, with everything that its terms ask for."""
-        return load_reward(self, table, self.config.rewards)
-
-
-def load_reward(task: RlTask, table: SidTable, terms: Sequence[RewardConfig]) -> RewardSum:
-    """The sum of ``terms`` over the models and arrays that ``task`` points to.
-
-    The catalogue is read only for terms that say they need it, and for those of the user's own, which need not say.
-    """
-    preference = truth = catalogue = None
-    if task.data and any(":" in term.name or "catalogue" in required_fields(term) for term in terms):
-        from sidgym.envs.datasets import load_catalogue
-
-        catalogue = load_catalogue(task.data)
-    if task.preference:
-        from sidgym.envs.preference import LoggedPreference
-
-        preference = LoggedPreference.load(Path(task.preference))
-    if task.truth:
-        from sidgym.envs.simulator import Truth
-
-        truth = Truth.load(Path(task.truth))
-    context = RewardContext(
-        table=table,
-        embeddings=np.load(task.embeddings) if task.embeddings else None,
-        preference=preference,
-        truth=truth,
-        popularity=np.load(task.popularity) if task.popularity else None,
-        catalogue=catalogue,
-    )
-    config = task.config
-    return RewardSum(terms, context, config.group_size if config.environment == "next_item" else config.page_size)
-
-
-def save_episodes(path: Path, episodes: Episodes) -> None:
-    """Episodes as one .npz file without pickled objects."""
-    arrays = {name: value for name, value in vars(episodes).items() if value is not None}
-    np.savez(path, **arrays)
-
-
-def load_episodes(path: Path) -> Episodes:
-    """Inverse of ``save_episodes``."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return Episodes(**{name: arrays[name] for name in arrays.files})
-
-
-class Trainer(Protocol):
-    """One backend of the loop. ``updates`` counts the optimiser steps so far."""
-
-    updates: int
-
-    def step(self, number: int) -> dict[str, float]:
-        """Iteration ``number``: rollout and update; metrics averaged over its contexts."""
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The language model's current weights, on the CPU."""
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """The optimiser's state as named tensors."""
-
-    def restore(self, weights: dict[str, torch.Tensor], state: dict[str, torch.Tensor], updates: int) -> None:
-        """Continues from given weights and optimiser state after ``updates`` optimiser steps."""
-
-    def close(self) -> None:
-        """Frees what the trainer holds."""
-
-
-class TorchTrainer:
-    """Rollout and update in this process."""
-
-    def __init__(self, task: RlTask):
-        self.task, self.config = task, task.config
-        self.policy = load_policy(task.policy)
-        self.reference = frozen_copy(self.policy) if self.config.kl_weight > 0 else None
-        self.contexts = task.load_contexts()
-        self.reward = task.load_reward(self.policy.table)
-        self.engine = engine_of(self.config, self.policy)
-        self.optimizer = make_optimizer(self.policy, self.config)
-        self.updates = 0
-
-    def step(self, number: int) -> dict[str, float]:
-        if self.engine.version != self.updates:  # an engine may hold a copy of the weights
-            self.engine.load_weights(self.policy.model.state_dict(), self.updates)
-        rows = contexts_of_step(len(self.contexts), self.config, self.task.seed, number)
-        episodes = self.contexts.take(rows)
-        batch, stats = rollout_groups(
-            episodes, self.engine, self.reward, self.config, step_seed(self.task.seed, number)
-        )
-        return {**{name: float(values.mean()) for name, values in stats.items()}, **self._update(batch)}
-
-    def _update(self, batch: GroupBatch) -> dict[str, float]:
-        """All optimiser steps of one rollout. Metrics are means over the steps."""
-        rows: list[dict[str, float]] = []
-        for part in minibatches(len(batch), self.config, self.task.seed, self.updates):
-            step = Accumulated(self.policy, batch.take(part), self.config)
-            for piece in step.passes():
-                step.add(group_forward(self.policy, piece, self.config, self.reference)).backward()
-            metrics = step.apply(self.optimizer, self.updates, first=not rows)
-            self.updates += 1
-            rows.append(metrics)
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return model_weights(self.policy)
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return optimizer_tensors(self.optimizer)
-
-    def restore(self, weights: dict[str, torch.Tensor], state: dict[str, torch.Tensor], updates: int) -> None:
-        self.policy.model.load_state_dict(weights, strict=False)
-        restore_optimizer(self.optimizer, state)
-        self.updates = updates
-        self.engine.version = -1  # the next rollout pushes these weights, whatever the engine had
-
-    def close(self) -> None:
-        close_engine(self.engine)
-
-
-def frozen_copy(policy: Policy) -> Policy:
-    """The same policy without gradients: the reference of a KL term."""
-    twin = copy.deepcopy(policy)
-    twin.requires_grad_(False)
-    return twin.eval()
-
-
-def model_weights(policy: Policy) -> dict[str, torch.Tensor]:
-    """State dict on the CPU, tied weights once (under their first name)."""
-    seen: dict[int, str] = {}
-    out = {}
-    for name, value in policy.model.state_dict().items():
-        if value.data_ptr() in seen and value.numel():
-            continue
-        seen[value.data_ptr()] = name
-        out[name] = value.detach().cpu().clone()
-    return out
 
 
 def make_trainer(task: RlTask) -> Trainer:
@@ -209,7 +60,11 @@ def make_trainer(task: RlTask) -> Trainer:
         from sidgym.agents.rllib import RllibTrainer
 
         return RllibTrainer(task)
-    raise ValueError(f"unknown rl.backend {task.config.backend!r}; known: rllib, torch")
+    if task.config.backend == "fsdp":
+        from sidgym.agents.ray_train import FsdpTrainer
+
+        return FsdpTrainer(task)
+    raise ValueError(f"unknown rl.backend {task.config.backend!r}; known: fsdp, rllib, torch")
 
 
 def train_rl(
@@ -222,18 +77,39 @@ def train_rl(
     """Runs the whole stage in ``directory``, going on from its newest checkpoint if it holds one; the kept policy.
 
     The weights that validate best by ``config.select_by`` are kept ("last" keeps the final ones). ``log(step)`` opens
-    the metrics log, told from which step a resumed run goes on (None for a fresh one).
+    the metrics log, told from which step a resumed run goes on (None for a fresh one). A trainer that loses a learner
+    is replaced by a new one, which goes on from the newest checkpoint (``recovery.until_done``). Batches of refused
+    updates go to the folder ``refused``.
     """
-    config = task.config
+    if not task.refused:
+        task = replace(task, refused=str(directory.resolve() / "refused"))
+    if warning := indistinct(task.config):
+        warn(warning)
     judge = load_policy(task.policy)
+    kept = until_done(lambda: _train(task, judge, valid, directory, log, on_progress), directory)
+    judge.model.load_state_dict(kept, strict=False)
+    return judge.eval()
+
+
+def _train(
+    task: RlTask,
+    judge: Policy,
+    valid: Episodes,
+    directory: Path,
+    log: Callable[[int | None], MetricsLog],
+    on_progress: Progress | None,
+) -> dict[str, torch.Tensor]:
+    """``train_rl`` with one trainer: the weights to keep."""
+    config, catalogue = task.config, judge.table.content_hash()
     reward = load_reward(task, judge.table, config.rewards)
     trainer = make_trainer(task)
     try:
-        start, best, monitor = _resume(trainer, directory)
+        start, best, monitor = resume(trainer, directory, catalogue)
         with log(start or None) as metrics:
             if start == 0:
+                metrics.log(_statement(completed(config)), 0)
                 best = _judge(trainer, judge, valid, reward, config, 0, best, monitor, directory, metrics)
-                _checkpoint(trainer, directory, 0, best, monitor)
+                save_checkpoint(trainer, directory, 0, best, monitor, catalogue)
             for number in range(start, config.steps):
                 figures = trainer.step(number)
                 done = number + 1
@@ -241,7 +117,7 @@ def train_rl(
                 if done % config.eval_every == 0 or done == config.steps:
                     best = _judge(trainer, judge, valid, reward, config, done, best, monitor, directory, metrics)
                 if done % config.checkpoint_every == 0 or done == config.steps:
-                    _checkpoint(trainer, directory, done, best, monitor)
+                    save_checkpoint(trainer, directory, done, best, monitor, catalogue)
                 if on_progress:
                     on_progress(
                         done,
@@ -250,11 +126,17 @@ def train_rl(
                     )
         for warning in closing_warnings(read_metrics(metrics.path)):
             warn(warning)
-        kept = trainer.weights() if config.select_by == "last" else load_training(_best(directory, best))[0]
+        return trainer.weights() if config.select_by == "last" else load_training(best_path(directory, best))[0]
     finally:
         trainer.close()
-    judge.model.load_state_dict(kept, strict=False)
-    return judge.eval()
+
+
+def _statement(config: RlConfig) -> dict[str, Any]:
+    """What the log says of the run before it begins, empty settings replaced by what they stand for."""
+    reference = reference_kind(config)
+    estimator = {} if reference == "none" else {"kl_estimator": config.kl_estimator}
+    settings = {name: getattr(config, name) for name in ("objective", *EMPTY)}
+    return {**settings, "clip_high": config.clip_high or config.clip, "kl_reference": reference, **estimator}
 
 
 def validate(
@@ -346,47 +228,5 @@ def _judge(
         )
     if best["value"] is None or figures[name] > best["value"]:
         best = {"value": figures[name], "step": step}
-        save_training(_best(directory, best), weights, best)
+        save_training(best_path(directory, best), weights, best)
     return best
-
-
-def _best(directory: Path, best: dict[str, Any]) -> Path:
-    return directory / f"best-{best['step']:06d}"
-
-
-def warn(text: str) -> None:
-    """One line for whoever watches the run; the same stands in its log and report."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _checkpoint(trainer: Trainer, directory: Path, step: int, best: dict[str, Any], monitor: HackingMonitor) -> None:
-    """Writes checkpoint ``step``, then removes what it supersedes: a kill at any point leaves a usable one."""
-    weights = {f"model/{name}": value for name, value in trainer.weights().items()}
-    state = {f"optimizer/{name}": value for name, value in trainer.state().items()}
-    position = {"step": step, "updates": trainer.updates, "best": best, "audit": monitor.state()}
-    save_training(directory / f"checkpoint-{step:06d}", {**weights, **state}, position)
-    for old in checkpoints(directory)[:-1]:
-        shutil.rmtree(old)
-    for old in directory.glob("best-*"):
-        if best.get("step") is None or old != _best(directory, best):
-            shutil.rmtree(old)
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    found = (path for path in directory.glob("checkpoint-*") if path.suffix not in (".writing", ".old"))
-    return sorted(path for path in found if (path / "training.json").is_file())
-
-
-def _resume(trainer: Trainer, directory: Path) -> tuple[int, dict[str, Any], HackingMonitor]:
-    """Puts the trainer where the newest checkpoint stands: iterations done, the best so far, what the audit knows."""
-    found = checkpoints(directory)
-    if not found:
-        return 0, {"value": None}, HackingMonitor()
-    tensors, position = load_training(found[-1])
-    pick = {
-        kind: {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
-        for kind in ("model/", "optimizer/")
-    }
-    trainer.restore(pick["model/"], pick["optimizer/"], position["updates"])
-    return int(position["step"]), position["best"], HackingMonitor.restored(position.get("audit"))

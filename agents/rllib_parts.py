@@ -1,28 +1,29 @@
-"""The parts of the RLlib backend that do not need RLlib: rolling out chunks, sending them about, starting Ray.
+"""The parts of the RLlib backend that do not need RLlib: rolling out chunks, sending them about, noticing losses.
 
-Left out: everything that subclasses RLlib (``rllib``) and the loop (``rl``).
+Left out: everything that subclasses RLlib (``rllib``), starting Ray (``ray_start``) and the loop (``rl``).
 """
 
-import logging
-import os
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from sidgym.agents.checkpoint import load_policy
 from sidgym.agents.engine import close_engine, engine_of
-from sidgym.agents.rl import RlTask, model_weights
+from sidgym.agents.recipes import completed
+from sidgym.agents.recovery import WorkersLost
+from sidgym.agents.student import model_weights
+from sidgym.agents.task import RlTask
 from sidgym.agents.update import Groups, concatenate_groups, rollout_groups
 
 ATTEMPTS = 3
 """How often a chunk is sent to remote workers at most, before it is rolled out in the driver."""
-OBJECT_STORE = 150 * 2**20
-"""Bytes of Ray's object store beside room for the weights."""
+PROBE = 10.0
+"""Seconds in which a learner that lives says so, unless it waits for another one."""
 
 
 class RolloutError(RuntimeError):
@@ -31,11 +32,10 @@ class RolloutError(RuntimeError):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a worker hands back: its number, chunks by position, the version of its weights, or what went wrong."""
+    """What a worker hands back: its number, chunks by position, or what went wrong."""
 
     worker: int
     groups: dict[int, Groups]
-    version: int
     error: str = ""
     not_finite: bool = False
 
@@ -47,34 +47,50 @@ class Reply:
 
 
 class ChunkSampler:
-    """Policy, contexts and reward of one process; rolls out whole chunks."""
+    """Policy, contexts and reward of one process; rolls out whole chunks.
 
-    def __init__(self, task: RlTask):
-        self.config = task.config
-        self.policy = load_policy(task.policy)
+    ``read`` turns the weights of a request, where they are only a reference, into a state dict.
+    """
+
+    def __init__(self, task: RlTask, device: str = "cpu", read: Callable[[Any], dict[str, torch.Tensor]] = dict):
+        self.config = completed(task.config)
+        self.read, self.stamp = read, ""
+        self.policy = load_policy(task.policy).to(device)
         self.contexts = task.load_contexts()
         self.reward = task.load_reward(self.policy.table)
         self.engine = engine_of(self.config, self.policy)
 
-    def sample(self, chunks: dict[int, np.ndarray], seed: int, version: int, worker: int = 0) -> Reply:
+    def sample(
+        self,
+        chunks: dict[int, np.ndarray],
+        seed: int,
+        version: int,
+        worker: int = 0,
+        weights: Any = None,
+        stamp: str = "",
+    ) -> Reply:
         """Groups for the contexts (rows of the task's contexts) of each chunk, keyed by the chunk's position.
 
-        Weights of another version than ``version`` roll out nothing.
+        ``weights`` are taken first unless those called ``stamp`` are there already: no two weights share a stamp, while
+        a run that went back gives a ``version`` twice. Without ``weights`` those that are there are used.
         """
-        if version != self.engine.version:
-            return Reply(worker, {}, self.engine.version)
+        if weights is not None and stamp != self.stamp:
+            self.set_weights(self.read(weights), version)
+            self.stamp = stamp
         groups = {
             position: rollout_groups(self.contexts.take(rows), self.engine, self.reward, self.config, seed)
             for position, rows in chunks.items()
         }
-        return Reply(worker, groups, version)
+        return Reply(worker, groups)
 
-    def sample_remotely(self, chunks: dict[int, np.ndarray], seed: int, version: int, worker: int) -> Reply:
+    def sample_remotely(
+        self, chunks: dict[int, np.ndarray], seed: int, version: int, worker: int, **weights: Any
+    ) -> Reply:
         """``sample`` with an exception as data: RLlib ends an actor that raises and keeps the reason to itself."""
         try:
-            return self.sample(chunks, seed, version, worker)
+            return self.sample(chunks, seed, version, worker, **weights)
         except Exception as error:
-            return Reply(worker, {}, version, traceback.format_exc(), isinstance(error, FloatingPointError))
+            return Reply(worker, {}, traceback.format_exc(), isinstance(error, FloatingPointError))
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The language model's weights."""
@@ -82,6 +98,7 @@ class ChunkSampler:
 
     def set_weights(self, weights: dict[str, torch.Tensor], version: int) -> None:
         """Takes weights of any version, older ones too: a run may go back."""
+        self.stamp = ""
         self.engine.load_weights(weights, version)
 
     def close(self) -> None:
@@ -89,69 +106,96 @@ class ChunkSampler:
         close_engine(self.engine)
 
 
-def collect(
-    rows: np.ndarray,
-    seed: int,
-    local: ChunkSampler,
-    workers: Callable[[], list[int]],
-    ask: Callable[[list[int], list[dict[str, Any]]], list[Reply]],
-    send_weights: Callable[[], None],
-) -> Groups:
-    """Groups for the contexts ``rows``, in their order, whoever rolled them out.
+class Workers(Protocol):
+    """Remote workers, by number."""
 
-    ``workers`` lists the healthy remote workers and ``ask`` puts a request to each of some, returning the answers that
-    came. Chunks of a worker that does not answer, or has other weights than ``local``, go to those that do; what is
-    missing after ``ATTEMPTS`` is rolled out by ``local``. Raises what ``Reply.check`` finds.
+    def healthy(self) -> list[int]:
+        """Those that are there."""
+
+    def send(self, tag: str, requests: dict[int, dict[str, Any]]) -> None:
+        """Puts a request to each of some, to be answered under ``tag``; does not wait."""
+
+    def answers(self, tag: str) -> list[Reply]:
+        """Waits for what was sent under ``tag``; a worker that is lost does not answer."""
+
+
+@dataclass
+class Draw:
+    """A rollout that was asked for and is on its way."""
+
+    tag: str
+    chunks: dict[int, np.ndarray]  # contexts by position
+    request: dict[str, Any]  # what every request holds besides: seed, version, and weights where they come with it
+    done: dict[int, Groups] = field(default_factory=dict)
+    asked: list[int] = field(default_factory=list)  # workers that have not been waited for
+    silent: set[int] = field(default_factory=set)  # workers that did not answer
+
+    @classmethod
+    def of(cls, tag: str, rows: np.ndarray, chunk: int, request: dict[str, Any]) -> "Draw":
+        """For contexts ``rows``, ``chunk`` at a time."""
+        return cls(tag, {start: rows[start : start + chunk] for start in range(0, len(rows), chunk)}, request)
+
+    def ask(self, workers: Workers) -> bool:
+        """Spreads the chunks that are missing over the healthy workers; False where there are none or none missing."""
+        waiting = [position for position in self.chunks if position not in self.done]
+        self.asked = [worker for worker in workers.healthy() if worker not in self.silent][: len(waiting)]
+        shares = {worker: waiting[place :: len(self.asked)] for place, worker in enumerate(self.asked)}
+        if shares:
+            workers.send(
+                self.tag,
+                {w: {**self.request, "chunks": {p: self.chunks[p] for p in s}, "worker": w} for w, s in shares.items()},
+            )
+        return bool(shares)
+
+    def gather(self, workers: Workers, local: ChunkSampler) -> Groups:
+        """The groups in the order of their contexts, whoever rolled them out.
+
+        Chunks of a worker that does not answer go to those that do; what is missing after ``ATTEMPTS`` is rolled out by
+        ``local``. Raises what ``Reply.check`` finds.
+        """
+        for _ in range(ATTEMPTS):
+            if not self.asked and not self.ask(workers):
+                break
+            replies = workers.answers(self.tag)
+            self.silent.update(set(self.asked) - {reply.worker for reply in replies})
+            self.asked = []
+            for reply in replies:
+                reply.check()
+                self.done.update(reply.groups)
+        rest = {position: chunk for position, chunk in self.chunks.items() if position not in self.done}
+        if rest:
+            self.done.update(local.sample(rest, **self.request).groups)
+        return concatenate_groups([self.done[position] for position in sorted(self.done)])
+
+
+@contextmanager
+def losing_learners(learners: Callable[[], Any]) -> Iterator[None]:
+    """While learners are built or asked for something: whatever goes wrong is ``WorkersLost`` if a process was lost.
+
+    ``learners`` gives RLlib's group of them, or None while there is none. The others complain of a dead one in words of
+    their own, those of the library that they talk to each other with. An actor that cannot be built is no lost one.
     """
-    width, version = local.config.chunk, local.engine.version
-    chunks = {start: rows[start : start + width] for start in range(0, len(rows), width)}
-    done: dict[int, Groups] = {}
-    silent: set[int] = set()
-    for _ in range(ATTEMPTS):
-        waiting = [position for position in chunks if position not in done]
-        chosen = [worker for worker in workers() if worker not in silent][: len(waiting)]
-        if not chosen:
-            break
-        shares = [waiting[place :: len(chosen)] for place in range(len(chosen))]
-        requests = [
-            {"chunks": {p: chunks[p] for p in share}, "seed": seed, "version": version, "worker": worker}
-            for worker, share in zip(chosen, shares)
-        ]
-        replies = ask(chosen, requests)
-        for reply in replies:
-            reply.check()
-            done.update(reply.groups)
-        silent.update(set(chosen) - {reply.worker for reply in replies})
-        if any(reply.version != version for reply in replies):
-            send_weights()
-    rest = {position: chunk for position, chunk in chunks.items() if position not in done}
-    if rest:
-        done.update(local.sample(rest, seed, version).groups)
-    return concatenate_groups([done[position] for position in sorted(done)])
+    try:
+        yield
+    except Exception as error:
+        from ray.exceptions import RayActorError, RayError, RayTaskError
+
+        unfit = isinstance(error, RayActorError) and error.actor_init_failed
+        lost = isinstance(error, RayError) and not isinstance(error, RayTaskError) and not unfit
+        group = learners()
+        if not lost and not unfit and group is not None:
+            # Alive or not is asked of all of them, also of those that RLlib has given up.
+            answers = group.foreach_learner(_alive, healthy_only=False, timeout_seconds=PROBE)
+            lost = any(isinstance(answer.get(), RayActorError) for answer in answers if not answer.ok)
+        if lost:
+            raise WorkersLost(f"a learner, an env runner or an engine was lost ({told(error)})") from error
+        raise
 
 
-def start_ray(task: RlTask) -> bool:
-    """Starts Ray on this machine unless it runs: small, no dashboard, no reports to anybody. Whether it had to.
+def told(error: BaseException | None) -> str:
+    """An error's type and the first line of what it says."""
+    return ": ".join(filter(None, [type(error).__name__, str(error).strip().partition("\n")[0]]))
 
-    Raises ``ValueError`` when Ray runs with fewer CPUs than there are to be workers: they would wait for ever.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
 
-    workers = task.config.env_runners + task.config.learners
-    if ray.is_initialized():
-        if ray.cluster_resources().get("CPU", 0) < workers:
-            raise ValueError(f"the Ray that runs has too few CPUs for {workers} env runners and learners; use fewer")
-        return False
-    weights = sum(path.stat().st_size for path in Path(task.policy).glob("*.safetensors"))
-    ray.init(
-        address="local",
-        num_cpus=max(1, workers),
-        include_dashboard=False,
-        dashboard_host="127.0.0.1",
-        object_store_memory=OBJECT_STORE + 6 * weights,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+def _alive(learner: Any) -> bool:
     return True

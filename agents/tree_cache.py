@@ -33,6 +33,8 @@ FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine (N, 1, D) of the rotary embedding (Llama's convention: halves are turned against each other)."""
+BlockOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Hidden states behind a block, and the keys and values that it made."""
 
 
 class TokenTree(Protocol):
@@ -100,6 +102,7 @@ class BlockTree:
     def __init__(self, policy: Policy, ids: torch.Tensor, mask: torch.Tensor):
         model: Any = policy.model.base_model
         self.model = model
+        self.recomputes = policy.recomputes
         self.blocks = model.layers
         self.embed: Callable[[torch.Tensor], torch.Tensor] = model.embed_tokens
         self.batch, self.width = ids.shape
@@ -124,45 +127,77 @@ class BlockTree:
         embedded = self.embed(words)
         hidden = embedded[of]
         turn = self._rotation(hidden, self.place)
-        for block in self.blocks[:-1]:
-            if block is self.blocks[0]:
-                # Until they are turned its projections hang on the token alone: one for all places where it stands.
-                query, key, value = (part[of] for part in _project(block, embedded))
-            else:
-                parts = [_project(block, hidden[rows]) for rows in _spans(hidden)]
-                query, key, value = (torch.cat(part) for part in zip(*parts))
-            query, key, value = (self._padded(part) for part in (_turn(query, turn), _turn(key, turn), value))
+        for block in self.blocks:
+            step = self._last_block if block is self.blocks[-1] else self._block
+            # Until they are turned its projections hang on the token alone: one for all places where it stands.
+            words_of = (embedded, of) if block is self.blocks[0] else None
+            hidden, key, value = self._run(step, block, hidden, turn, words_of)
             self.keys.append((key, value))
-            seen = _causal(query, key, value, block.self_attn.scaling)
-            seen = seen.transpose(1, 2).flatten(2).flatten(0, 1)
-            hidden = _finish(block, hidden, seen if self.full else seen[self.slot])
-        return self.model.norm(self._last_block(hidden, turn))[:, None]
+        return self.model.norm(hidden)[:, None]
 
-    def _last_block(self, hidden: torch.Tensor, turn: Rotation) -> torch.Tensor:
-        """(B, H): of a prompt's other tokens nothing is read but keys and values."""
-        block, end = self.blocks[-1], self.end
+    def _run(self, step: Callable[..., BlockOutput], *inputs: Any) -> BlockOutput:
+        """What a block gives. Where activations are to be computed again, only what comes in and goes out is held."""
+        if self.recomputes and torch.is_grad_enabled():
+            return checkpoint(step, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return step(*inputs)
+
+    def _block(
+        self,
+        block: Any,
+        hidden: torch.Tensor,
+        turn: Rotation,
+        words_of: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> BlockOutput:
+        """All tokens of the prompts through one block: their states (N, H), keys and values (B, heads, P, D)."""
+        if words_of is not None:
+            query, key, value = (part[words_of[1]] for part in _project(block, words_of[0]))
+        else:
+            parts = [_project(block, hidden[rows]) for rows in _spans(hidden)]
+            query, key, value = (torch.cat(part) for part in zip(*parts))
+        query, key, value = (self._padded(part) for part in (_turn(query, turn), _turn(key, turn), value))
+        seen = _causal(query, key, value, block.self_attn.scaling)
+        seen = seen.transpose(1, 2).flatten(2).flatten(0, 1)
+        return _finish(block, hidden, seen if self.full else seen[self.slot]), key, value
+
+    def _last_block(self, block: Any, hidden: torch.Tensor, turn: Rotation, words_of: object) -> BlockOutput:
+        """As ``_block``, but states (B, H): of a prompt's other tokens nothing is read but keys and values."""
+        end = self.end
         normed = block.input_layernorm(hidden)
         key, value = _turn(_heads(block, "k", normed), turn), _heads(block, "v", normed)
-        self.keys.append((self._padded(key), self._padded(value)))
+        key, value = self._padded(key), self._padded(value)
         query = _turn(_heads(block, "q", normed[end]), (turn[0][end], turn[1][end]))
-        seen = self._attend(block, query[:, None], *self.keys[-1], [])
-        return _finish(block, hidden[end], seen.flatten(0, 1))
+        seen = self._attend(block, query[:, None], key, value, [])
+        return _finish(block, hidden[end], seen.flatten(0, 1)), key, value
 
     def branches(self, tokens: torch.Tensor, path: torch.Tensor, last: bool) -> torch.Tensor:
         batch, width = tokens.shape
         hidden = self.embed(tokens.flatten())
         turn = self._rotation(hidden, (self.length[:, None] + path.shape[-1]).expand(batch, width).flatten())
-        rows = torch.arange(batch, device=tokens.device)[:, None]
         for block, (keys, values), grown in zip(self.blocks, self.keys, self.grown):
-            query, key, value = _project(block, hidden)
-            query, key = _turn(query, turn), _turn(key, turn)
-            query, key, value = (part.unflatten(0, (batch, width)) for part in (query, key, value))
-            own = [(k[rows, path[..., n]], v[rows, path[..., n]]) for n, (k, v) in enumerate(grown)]
-            own.append((key, value))
+            hidden, key, value = self._run(self._branch, block, hidden, turn, path, keys, values, list(grown))
             if not last:
                 grown.append((key, value))
-            hidden = _finish(block, hidden, self._look(block, query, keys, values, own).flatten(0, 1))
         return self.model.norm(hidden).unflatten(0, (batch, width))
+
+    def _branch(
+        self,
+        block: Any,
+        hidden: torch.Tensor,
+        turn: Rotation,
+        path: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        grown: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> BlockOutput:
+        """Branches through one block: their states (B * W, H), keys and values (B, W, heads, D)."""
+        batch, width = path.shape[:2]
+        rows = torch.arange(batch, device=path.device)[:, None]
+        query, key, value = _project(block, hidden)
+        query, key = _turn(query, turn), _turn(key, turn)
+        query, key, value = (part.unflatten(0, (batch, width)) for part in (query, key, value))
+        own = [(k[rows, path[..., n]], v[rows, path[..., n]]) for n, (k, v) in enumerate(grown)]
+        own.append((key, value))
+        return _finish(block, hidden, self._look(block, query, keys, values, own).flatten(0, 1)), key, value
 
     def _rotation(self, hidden: torch.Tensor, place: torch.Tensor) -> Rotation:
         """Cosine and sine (N, 1, D) of the rotary embedding at positions (N,)."""
@@ -182,7 +217,7 @@ class BlockTree:
     ) -> torch.Tensor:
         """``_attend``, whose attention weights are computed again in the backward pass where they are many: held in
         every layer they would grow with G * P."""
-        if torch.is_grad_enabled() and query[..., 0].numel() * keys.shape[2] > MANY_WEIGHTS:
+        if torch.is_grad_enabled() and not self.recomputes and query[..., 0].numel() * keys.shape[2] > MANY_WEIGHTS:
             return checkpoint(self._attend, block, query, keys, values, own, use_reentrant=False)
         return self._attend(block, query, keys, values, own)
 

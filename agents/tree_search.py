@@ -8,10 +8,12 @@ Symbols: B contexts, W branches kept so far (at most G), U of them with a prefix
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from sidgym.agents.importance import without_replacement
 from sidgym.agents.policy import NEGATIVE_INFINITY, Policy, prompt_tensors
 from sidgym.agents.tree_cache import TokenTree, grow_tree
 from sidgym.envs.records import Episodes
@@ -20,7 +22,7 @@ from sidgym.sid.trie import Trie
 
 @dataclass(frozen=True)
 class Request:
-    """What an engine was asked for; ``group`` candidates of each of ``lanes`` draws a context."""
+    """What an engine was asked for."""
 
     group: int
     mode: str
@@ -28,13 +30,15 @@ class Request:
     normalise: str
     seed: int
     lanes: int
+    top_k: int
 
     def check(self, known: Sequence[str]) -> None:
-        """Refuses by ``ValueError`` what no engine with the modes ``known`` can do."""
+        """Raises ``ValueError`` for what no engine with the modes ``known`` can do."""
         if self.mode not in known:
             raise ValueError(f"unknown rollout mode {self.mode!r}; known: {', '.join(known)}")
-        if self.group < 1:
-            raise ValueError(f"group_size must be at least 1, got {self.group}")
+        for name, value in (("group_size", self.group), ("top_k", self.top_k)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         apart = self.mode == "stochastic_beam"
         if self.lanes < 1 or (self.lanes > 1 and not apart):
             raise ValueError(
@@ -46,17 +50,34 @@ class Request:
                 f"{self.normalise!r} does not give; use trie"
             )
 
+    @property
+    def drawn(self) -> int:
+        """Candidates that a search of one lane holds before any are left out: half as many again in mode dynamic."""
+        return -(-3 * self.group // 2) if self.mode == "dynamic" else self.group
+
+
+class Found(NamedTuple):
+    """A group's candidates, (B, G) of them."""
+
+    codes: torch.Tensor  # (B, G, L), tokens in mode free; -1 where there are fewer SIDs than G
+    logp: torch.Tensor  # (B, G, L) under the policy
+    alive: torch.Tensor  # (B, G)
+    importance: torch.Tensor | None = None  # (B, G), as in ``Rollouts``
+
 
 class TreeSearch:
-    """One batch's search, in mode ``beam``, ``sample`` or ``free``."""
+    """One batch's search: beams in modes ``beam`` and ``free``, independent draws in ``sample``, ``top_k`` and
+    ``dynamic``."""
 
     def __init__(self, policy: Policy, episodes: Episodes, request: Request):
-        self.policy, self.group, self.mode = policy, request.group, request.mode
-        self.trie, self.normalise = request.trie, request.normalise
+        self.policy, self.episodes, self.request, self.group = policy, episodes, request, request.drawn
+        self.mode, self.trie, self.normalise = request.mode, request.trie, request.normalise
         ids, mask = prompt_tensors(policy, episodes.history)
         self.tree = self._grow(ids, mask)
-        drawn = request.mode == "sample"
-        self.noise = _gumbel(episodes.index, request.seed, policy, request.group) if drawn else None
+        self.draws = self.mode in ("sample", "top_k", "dynamic")
+        # Codes are drawn as if those that may be drawn were all, and counted by the mass that they have.
+        self.renormalised = self.mode == "top_k" or (self.mode == "sample" and self.normalise != "trie")
+        self.noise = _gumbel(episodes.index, request.seed, policy, self.group) if self.draws else None
         batch, device = len(episodes), ids.device
         self.rows = torch.arange(batch, device=device)[:, None]
         self.choices = torch.zeros(batch, 1, 0, dtype=torch.long, device=device)  # codes; token ids in mode free
@@ -64,21 +85,34 @@ class TreeSearch:
         self.score = torch.zeros(batch, 1, device=device)
         self.nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
         self.path = torch.zeros(batch, 1, 0, dtype=torch.long, device=device)  # own ancestors among the branches fed
+        self.reach = torch.zeros(batch, 1, device=device)  # log-probability of what draws are made from
 
     def _grow(self, ids: torch.Tensor, mask: torch.Tensor) -> TokenTree:
         return grow_tree(self.policy, ids, mask)
 
-    def run(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Codes (mode ``free``: tokens) (B, G, L), log-probabilities (B, G, L) and alive (B, G); codes are -1 where
-        there are fewer SIDs than G."""
+    def run(self) -> Found:
+        """The candidates."""
         step = self._step(self.tree.prompt(), self.nodes, 0)
         self._extend(step, 0)
         for level in range(1, self.policy.levels):
             self._extend(self._feed(level), level)
-        alive = self.score > NEGATIVE_INFINITY
-        codes = self._fill(self.choices.masked_fill(~alive[..., None], -1), -1)
-        logp = self._fill(self.logp.masked_fill(~alive[..., None], 0.0))
-        return codes, logp, self._fill(alive[..., None])[..., 0]
+        alive = (self.score > NEGATIVE_INFINITY)[..., None]
+        codes = self._fill(self.choices.masked_fill(~alive, -1), -1)
+        logp, alive = self._fill(self.logp.masked_fill(~alive, 0.0)), self._fill(alive)[..., 0]
+        found = Found(codes, logp, alive, self._importance(logp, alive))
+        return self._most_distinct(found) if self.mode == "dynamic" else found
+
+    def _importance(self, logp: torch.Tensor, alive: torch.Tensor) -> torch.Tensor | None:
+        """``Rollouts.importance`` (B, G), from log-probabilities (B, G, L); None where nothing is weighted."""
+        return self.reach.exp() if self.renormalised else None
+
+    def _most_distinct(self, found: Found) -> Found:
+        """G of the draws: the target's if there is one, and as many SIDs as possible (MiniOneRec, dynamic sampling)."""
+        target = self.episodes.target
+        codes = np.where((target >= 0)[:, None], self.policy.table.codes[np.maximum(target, 0)], -1)
+        wanted = (found.codes == torch.from_numpy(codes).to(found.codes.device)[:, None]).all(-1)
+        kept = most_distinct(self.nodes, wanted, self.request.group)
+        return Found(found.codes[self.rows, kept], found.logp[self.rows, kept], found.alive[self.rows, kept])
 
     def _fill(self, values: torch.Tensor, value: int = 0) -> torch.Tensor:
         """(B, W, ...) padded to G where there are fewer SIDs than that."""
@@ -129,7 +163,7 @@ class TreeSearch:
 
     def _choose(self, step: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """From log-probabilities (B, W, K) of the next codes: branches, codes and total scores (B, W')."""
-        if self.mode == "sample":
+        if self.draws:
             return self._draw(step, level)
         total = self.score[..., None] + step
         score, flat = total.flatten(1).topk(min(self.group, total[0].numel()), dim=1)
@@ -141,8 +175,14 @@ class TreeSearch:
         rows = torch.arange(batch, device=step.device)[:, None]
         branch = torch.arange(self.group, device=step.device).expand(batch, self.group)
         branch = branch if step.shape[1] == self.group else torch.zeros_like(branch)
+        own = step[rows, branch]
+        if self.mode == "top_k":
+            likely, code = own.topk(min(self.request.top_k, own.shape[-1]), dim=-1)
+            own = torch.full_like(own, NEGATIVE_INFINITY).scatter(-1, code, likely)
+        if self.renormalised:
+            self.reach = self.reach[rows, branch] + own.logsumexp(-1).clamp_max(0)
         noise = self.noise[level] if self.noise is not None else 0.0
-        choice = (step[rows, branch] + noise).argmax(-1)
+        choice = (own + noise).argmax(-1)
         return branch, choice, self.score[rows, branch] + step[rows, branch, choice]
 
     def _keep(
@@ -192,6 +232,9 @@ class StochasticBeams(TreeSearch):
         score = total.flatten(2).gather(-1, flat).flatten(1)
         return branch, (flat % codes).flatten(1), score
 
+    def _importance(self, logp: torch.Tensor, alive: torch.Tensor) -> torch.Tensor | None:
+        return without_replacement(logp.sum(-1), alive) if self.lanes == 1 else None
+
     def _fill(self, values: torch.Tensor, value: int = 0) -> torch.Tensor:
         apart = values.unflatten(1, (self.lanes, -1))
         return torch.nn.functional.pad(apart, (0, 0, 0, self.group - apart.shape[2]), value=value).flatten(1, 2)
@@ -207,6 +250,20 @@ def _given_maximum(perturbed: torch.Tensor, maximum: torch.Tensor) -> torch.Tens
     shift = maximum - torch.where(perturbed > NEGATIVE_INFINITY, perturbed, 0.0) + torch.log1p(-gap.exp())
     moved = maximum - shift.clamp_min(0) - torch.log1p((-shift.abs()).exp())
     return torch.where(perturbed > NEGATIVE_INFINITY, moved, NEGATIVE_INFINITY)
+
+
+def most_distinct(nodes: torch.Tensor, wanted: torch.Tensor, count: int) -> torch.Tensor:
+    """Places (B, count), ascending, of those that stay among draws with leaves ``nodes`` (B, W).
+
+    A ``wanted`` one if there is any, then the first draw of as many other leaves as possible, then the rest, each in
+    the order drawn.
+    """
+    ordered, order = nodes.sort(dim=1, stable=True)
+    new = torch.ones_like(nodes, dtype=torch.bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = torch.empty_like(new).scatter_(1, order, new)
+    urgency = first.long() + (first & wanted)
+    return urgency.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
 
 
 def _distinct(nodes: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

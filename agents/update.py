@@ -9,18 +9,21 @@ log-probabilities (one a code of an item, one an item of a page).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from sidgym.agents.advantages import ADVANTAGES, TwoStep, with_format, within_groups, without_replacement
 from sidgym.agents.candidates import ANSWERS, Candidates, page_logp
 from sidgym.agents.config import RlConfig
 from sidgym.agents.engine import Engine
-from sidgym.agents.objectives import ADVANTAGES, OBJECTIVES, LossInputs, ObjectiveSpec
+from sidgym.agents.objectives import OBJECTIVES, LossInputs
 from sidgym.agents.packed import packed_logp
 from sidgym.agents.policy import Policy
+from sidgym.agents.recipes import FORMAT, check_objective, completed, recipe_of, spec_of
 from sidgym.envs.records import PAD_ITEM, Episodes
 from sidgym.envs.rewards import RewardSum
 from sidgym.sid.registry import resolve
@@ -36,6 +39,9 @@ class GroupBatch:
     valid: np.ndarray  # (B, G) bool
     old_logp: np.ndarray  # (B, G, V) float32
     advantage: np.ndarray  # (B, G) float32
+    weight: np.ndarray  # (B, G) float32, factor of each candidate's policy term (``Rollouts.importance``)
+    context: np.ndarray  # (B,) int64, number of each context: what was learned from can be accounted for
+    version: np.ndarray  # (B,) int64, optimiser steps of the weights that drew the group
 
     def __len__(self) -> int:
         return len(self.history)
@@ -47,6 +53,10 @@ class GroupBatch:
 
 Groups = tuple[GroupBatch, dict[str, np.ndarray]]
 """Groups and statistics (B,) of each context."""
+
+COARSE = 0.5
+"""Largest difference, in nats, between a log-probability of the rollout and of the update where that computes in less
+than float32."""
 
 
 def rollout_groups(episodes: Episodes, engine: Engine, reward: RewardSum, config: RlConfig, seed: int) -> Groups:
@@ -73,9 +83,19 @@ def _rollout_chunk(episodes: Episodes, engine: Engine, reward: RewardSum, config
     if config.environment not in ANSWERS:
         raise ValueError(f"unknown rl.environment {config.environment!r}; known: {', '.join(ANSWERS)}")
     found = ANSWERS[config.environment](episodes, engine, reward, config, seed)
-    advantage = advantages(found, reward.weights, config)
+    advantage = advantages(found, reward.weights, config, seed)
     contexts = found.contexts
-    batch = GroupBatch(contexts.history, contexts.targets, found.codes, found.valid, found.logp, advantage)
+    batch = GroupBatch(
+        contexts.history,
+        contexts.targets,
+        found.codes,
+        found.valid,
+        found.logp,
+        advantage,
+        found.weight,
+        contexts.index,
+        np.full(len(contexts), engine.version, dtype=np.int64),
+    )
     counts = np.maximum(found.valid.sum(1), 1)
     stats = {
         "reward": (found.total * found.valid).sum(1) / counts,
@@ -86,28 +106,38 @@ def _rollout_chunk(episodes: Episodes, engine: Engine, reward: RewardSum, config
     return batch, stats
 
 
-def advantages(found: Candidates, weights: dict[str, float], config: RlConfig) -> np.ndarray:
+def advantages(found: Candidates, weights: dict[str, float], config: RlConfig, seed: int = 0) -> np.ndarray:
     """Advantages (B, G) float32 of scored candidates; finite, or ``FloatingPointError``.
 
-    ``config.combine = "sum"`` takes the advantage of the weighted sum of the terms. ``"each"`` takes every term's own
-    and adds those with the weights, so that a term of small spread is not drowned by one of large spread (GDPO, without
-    its last normalisation over the batch, which would make a context's advantage depend on its neighbours).
+    They are complete but for what looks at the whole rollout (``over_rollout``). An objective that wants it has some
+    candidates judged by their format alone, drawn from ``seed``; the others are then compared among legal ones.
+    Raises ``ValueError`` for settings that the objective cannot be used with.
     """
+    check_objective(config)
+    config, recipe = completed(config), recipe_of(config.objective)
     estimator = resolve("advantage", config.advantage, ADVANTAGES)
-    valid = torch.from_numpy(found.valid)
-    if config.combine == "sum":
-        parts = {"": found.total}
-        weights = {"": 1.0}
-    elif config.combine == "each":
-        parts = found.terms
-    else:
-        raise ValueError(f"unknown rl.combine {config.combine!r}; known: sum, each")
-    total = torch.zeros(found.total.shape)
-    for name, part in parts.items():
-        total = total + weights[name] * estimator(torch.from_numpy(np.asarray(part, dtype=np.float32)), valid)
-    if not bool(torch.isfinite(total).all()):
-        raise FloatingPointError("advantages are not finite; check the rewards")
-    return total.numpy()
+    terms = {name: torch.from_numpy(np.asarray(part, dtype=np.float32)) for name, part in found.terms.items()}
+    total, valid = torch.from_numpy(np.asarray(found.total, dtype=np.float32)), torch.from_numpy(found.valid)
+    if config.mode == "stochastic_beam" and config.environment == "next_item":
+        estimator = without_replacement(estimator, found.logp)
+    if not recipe.format:
+        return within_groups(estimator, config.combine, total, terms, weights, valid).numpy()
+    if FORMAT not in terms:
+        raise ValueError(f"objective {config.objective!r} needs the reward {FORMAT!r}, got {sorted(terms)}")
+    legal = valid & (terms.pop(FORMAT) > 0)
+    total = sum((weights[name] * part for name, part in terms.items()), torch.zeros(total.shape))
+    others = within_groups(estimator, config.combine, total, terms, weights, legal)
+    return with_format(others, legal, weights[FORMAT], found.contexts.index, seed).numpy()
+
+
+def over_rollout(batch: GroupBatch, config: RlConfig) -> GroupBatch:
+    """The groups of a whole rollout with their advantages completed, where the estimator has a last step over all of
+    them (``advantages.TwoStep``); others come back as they are. Once for each rollout, before it is learned from."""
+    estimator = resolve("advantage", completed(config).advantage, ADVANTAGES)
+    if not isinstance(estimator, TwoStep):
+        return batch
+    advantage = estimator.over(torch.from_numpy(batch.advantage), torch.from_numpy(batch.valid))
+    return replace(batch, advantage=advantage.numpy())
 
 
 @dataclass(frozen=True)
@@ -134,26 +164,44 @@ def group_forward(policy: Policy, batch: GroupBatch, config: RlConfig, reference
     Targets ride along as further candidates of the same packed pass when their log-likelihood is asked for. The items
     of a page do, too, and become one candidate again behind it.
     """
+    check_objective(config)
+    pairs = recipe_of(config.objective).pairs
     history, normalise = _trimmed(batch), normalisation(config)
     groups = torch.from_numpy(batch.codes)
     codes = candidate_codes(policy, batch, config)
-    group = codes.shape[1] - (batch.targets.shape[1] if config.nll_weight > 0 else 0)
-    scores = packed_logp(policy, history, codes, normalise)
-    ref_logp = None
+    group = groups.shape[1] * groups.shape[2] // policy.levels
+    with mixed_precision(policy, config):
+        scores = packed_logp(policy, history, codes, normalise)
+    known = torch.from_numpy(batch.targets != PAD_ITEM).to(policy.device) if codes.shape[1] > group else None
+    ref_logp = ref_targets = None
     if reference is not None:
-        with torch.no_grad():
-            ref_logp = _by_candidate(packed_logp(reference, history, codes[:, :group], normalise).logp, groups)
-    with_targets = codes.shape[1] > group
+        with torch.no_grad(), mixed_precision(policy, config):
+            read = packed_logp(reference, history, codes if pairs else codes[:, :group], normalise).logp
+        ref_logp, ref_targets = _by_candidate(read[:, :group], groups), read[:, group:] if pairs else None
     inputs = LossInputs(
         logp=_by_candidate(scores.logp[:, :group], groups),
         old_logp=torch.from_numpy(batch.old_logp).to(policy.device),
         advantage=torch.from_numpy(batch.advantage).to(policy.device),
         valid=torch.from_numpy(batch.valid).to(policy.device),
+        weight=torch.from_numpy(batch.weight).to(policy.device),
         ref_logp=ref_logp,
-        target_logp=scores.logp[:, group:] if with_targets else None,
-        target_valid=torch.from_numpy(batch.targets != PAD_ITEM).to(policy.device) if with_targets else None,
+        target_logp=None if known is None else scores.logp[:, group:],
+        target_valid=known,
+        ref_target_logp=ref_targets,
+        positive=_positive(codes[:, :group], codes[:, group:]).to(policy.device) if pairs else None,
     )
     return judged(inputs, scores.entropy[:, :group].reshape(groups.shape), config)
+
+
+def mixed_precision(policy: Policy, config: RlConfig) -> AbstractContextManager:
+    """While a pass is made: matrix products in ``config.precision``. Weights, gradients and logits are float32."""
+    return torch.autocast(policy.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
+def _positive(codes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Which candidates (B, G, L) are among the targets (B, M, L), both -1 where there is none: (B, G) bool."""
+    same = (codes[:, :, None] == targets[:, None]).all(-1) & (targets >= 0).all(-1)[:, None]
+    return same.any(-1)
 
 
 def candidate_codes(policy: Policy, batch: GroupBatch, config: RlConfig) -> torch.Tensor:
@@ -162,7 +210,7 @@ def candidate_codes(policy: Policy, batch: GroupBatch, config: RlConfig) -> torc
     A target that is padding is -1, and costs nothing.
     """
     codes = torch.from_numpy(batch.codes).reshape(len(batch), -1, policy.levels)
-    if config.nll_weight <= 0:
+    if completed(config).nll_weight <= 0 and not recipe_of(config.objective).pairs:
         return codes
     known = policy.tokens.item_tokens if config.mode == "free" else policy.table.codes
     wanted = np.where((batch.targets != PAD_ITEM)[..., None], known[np.maximum(batch.targets, 0)], -1)
@@ -172,38 +220,45 @@ def candidate_codes(policy: Policy, batch: GroupBatch, config: RlConfig) -> torc
 def judged(inputs: LossInputs, entropy: torch.Tensor, config: RlConfig) -> GroupForward:
     """The configured objective on log-probabilities; ``ValueError`` for one that returns something else than a loss."""
     objective = resolve("objective", config.objective, OBJECTIVES)
-    loss, metrics = _checked(
-        config.objective, objective(inputs, ObjectiveSpec(config.clip, config.kl_weight, config.nll_weight))
-    )
+    loss, metrics = _checked(config.objective, objective(inputs, spec_of(config)))
     valid = inputs.valid[..., None]
     metrics["entropy"] = float(entropy.masked_fill(~valid, 0.0).sum() / valid.sum().clamp_min(1))
     drift = (inputs.logp.detach() - inputs.old_logp).masked_fill(~valid, 0.0).abs()
     metrics["sampling/logp_difference_max"] = float(drift.max())
+    metrics["sampling/logp_difference_mean"] = float(drift.sum() / valid.expand_as(drift).sum().clamp_min(1))
     return GroupForward(loss, metrics, inputs, entropy)
 
 
-def check_parity(policy: Policy, forward: GroupForward, config: RlConfig) -> None:
+def check_parity(policy: Policy, forward: GroupForward, config: RlConfig, fresh: np.ndarray | None = None) -> None:
     """For the first update of a rollout: its log-probabilities must be those that the rollout stored.
 
     Raises ``RuntimeError`` where they differ by more than ``config.parity_tolerance``: the importance ratios would be
-    those of another policy. In less than float32 rounding alone may differ by more, so nothing is checked. An item of a
+    those of another policy. In less than float32 rounding alone differs by more, so ``COARSE`` is allowed. An item of a
     page counts by the probability that was left for it, because the rounding of those before it is divided by that.
+    ``fresh`` (B,) bool says which groups the weights drew that are trained now, by default all: those of older weights
+    (``GroupBatch.version``) are meant to differ.
     """
-    if config.parity_tolerance <= 0 or next(policy.model.parameters()).dtype != torch.float32:
+    coarse = config.precision != "float32" or next(policy.model.parameters()).dtype != torch.float32
+    if config.parity_tolerance <= 0:
         return
+    allowed = max(config.parity_tolerance, COARSE) if coarse else config.parity_tolerance
     inputs = forward.inputs
+    checked = inputs.valid
+    if fresh is not None:
+        checked = checked & torch.from_numpy(fresh).to(checked.device)[:, None]
     # What is hardly ever drawn has large logits behind it, and rounding grows with them.
     drift = (inputs.logp.detach() - inputs.old_logp).abs() / (1 + inputs.old_logp.abs())
     if config.environment != "next_item":
         missed = 1 - inputs.old_logp.exp().clamp(max=1.0)
         drift = drift * (missed.cumprod(-1) / missed.clamp_min(torch.finfo(missed.dtype).tiny))
-    worst = float(drift.masked_fill(~inputs.valid[..., None], 0.0).max())
-    if not worst <= config.parity_tolerance:
+    worst = float(drift.masked_fill(~checked[..., None], 0.0).max())
+    if not worst <= allowed:
         raise RuntimeError(
             f"log-probabilities of the rollout and of the first update after it differ by {worst:.3g} of 1 + |log p|, "
-            f"expected at most rl.parity_tolerance = {config.parity_tolerance:g}: engine {config.engine!r} drew from "
-            "another policy than the one that is trained. Check that it has the newest weights, computes in float32 "
-            f"and normalises by {normalisation(config)!r}; rl.parity_tolerance = 0 does not check"
+            f"expected at most {allowed:g} (rl.parity_tolerance = {config.parity_tolerance:g}): engine "
+            f"{config.engine!r} drew from another policy than the one that is trained. Check that it has the newest "
+            f"weights, computes in float32 and normalises by {normalisation(config)!r}; "
+            "rl.parity_tolerance = 0 does not check"
         )
 
 
@@ -232,15 +287,17 @@ def learning_rate(config: RlConfig, update: int) -> float:
 
 
 def make_optimizer(policy: Policy, config: RlConfig) -> torch.optim.Optimizer:
-    """AdamW over every parameter of the language model."""
-    return torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    """AdamW over every parameter of the language model that has a gradient."""
+    learned = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(learned, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def apply_gradients(policy: Policy, optimizer: torch.optim.Optimizer, config: RlConfig, update: int) -> float:
-    """Clips, refuses what is not finite, steps; the gradient norm before clipping."""
+    """Clips and steps; the gradient norm before clipping. One that is not finite changes nothing and raises
+    ``FloatingPointError``."""
     norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_grad_norm)
     if not bool(torch.isfinite(norm)):
-        raise FloatingPointError(f"gradient norm is {float(norm)} at update {update}: nothing was changed")
+        raise FloatingPointError(f"the gradient norm is {float(norm)}")
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, update)
     optimizer.step()
@@ -271,17 +328,20 @@ def _checked(name: str, result: Any) -> tuple[torch.Tensor, dict[str, float]]:
     return loss, dict(metrics)
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of the draws of iteration ``step``; runs with neighbouring seeds share none."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def step_seed(seed: int, step: int, further: int = 0) -> int:
+    """Seed of the draws of iteration ``step``, slice ``further``; runs with neighbouring seeds share none."""
+    numbers = [seed, step, further] if further else [seed, step]
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def contexts_of_step(total: int, config: RlConfig, seed: int, step: int) -> np.ndarray:
+def contexts_of_step(total: int, config: RlConfig, seed: int, step: int, further: int = 0) -> np.ndarray:
     """Which contexts iteration ``step`` uses: successive slices of seeded permutations, one after another.
 
-    A pure function of its arguments, so that a resumed run needs to remember nothing but the step.
+    A pure function of its arguments, so that a resumed run needs to remember nothing but the step. An iteration owns
+    ``1 + refills`` slices; those that ``refill`` may ask for (``further`` = 1, 2, ...) and does not are left out.
     """
-    wanted = np.arange(step * config.contexts_per_step, (step + 1) * config.contexts_per_step)
+    number = step * (1 + completed(config).refills) + further
+    wanted = np.arange(number * config.contexts_per_step, (number + 1) * config.contexts_per_step)
     epochs = np.unique(wanted // total)
     order = {epoch: np.random.default_rng([seed, int(epoch), 0]).permutation(total) for epoch in epochs}
     return np.array([order[position // total][position % total] for position in wanted])

@@ -4,14 +4,18 @@ The only module that imports vLLM. It wants environment variables before torch i
 torch, so a process of its own is the rule. Left out: the search, and whether weights have arrived (``engine_vllm``).
 """
 
-import logging
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+from sidgym.agents.checkpoint import write_policy
+from sidgym.agents.policy import Policy
+from sidgym.agents.ray_start import stay_here
 
 MOST_IDS = 128
 """Log-probabilities that vLLM gives a request at most; wider nodes are asked for in several requests."""
@@ -26,17 +30,17 @@ ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "TORCHDYNAMO_DISABLE": "1",  # half a minute for the first step, and no gain on small models
 }
-"""Set in vLLM's process where the caller's environment does not say otherwise; the second ones without CUDA only."""
+"""Set in vLLM's process where the caller's environment does not say otherwise; the second ones without GPUs only."""
 
 
-def environment() -> dict[str, str]:
-    """Variables that vLLM's process wants, as the caller has them or by default."""
-    wanted = ENVIRONMENT if torch.cuda.is_available() else {**ENVIRONMENT, **ON_CPU}
+STARTED = 1200.0
+"""Seconds in which an engine in a Ray actor has started: it loads the model, and compiles it on a GPU."""
+
+
+def environment(gpus: int) -> dict[str, str]:
+    """Variables that the process of an engine on ``gpus`` GPUs wants, as the caller has them or by default."""
+    wanted = ENVIRONMENT if gpus else {**ENVIRONMENT, **ON_CPU}
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
-
-
-OBJECT_STORE = 150 * 2**20
-"""Bytes of Ray's object store where this module starts Ray; prompts and log-probabilities are small."""
 
 
 class WeightsMismatch(RuntimeError):
@@ -59,8 +63,8 @@ class Runner(Protocol):
 class VllmRunner:
     """vLLM's ``LLM`` in this process. ``stamp`` names the weights it holds; a request names those that it expects."""
 
-    def __init__(self, directory: str, **options: Any):
-        os.environ.update(environment())
+    def __init__(self, directory: str, gpus: int, **options: Any):
+        os.environ.update(environment(gpus))
         from vllm import LLM
 
         self.llm = LLM(model=directory, **options)
@@ -112,24 +116,65 @@ class VllmRunner:
 
 
 class ActorRunner:
-    """A ``VllmRunner`` in a Ray actor; weights travel as a file, so it must share a file system with this process."""
+    """A ``VllmRunner`` in a Ray actor on the node of this process: weights travel as a file in its temporary folder.
 
-    def __init__(self, directory: str, gpus: int, options: dict[str, Any]):
+    An actor that dies is replaced by one of the same weights, as long as the tensors that were pushed hold them.
+    """
+
+    def __init__(self, policy: Policy, gpus: int, options: dict[str, Any]):
         import ray
 
+        self.ray, self.policy, self.gpus, self.options = ray, policy, gpus, options
+        self.pushed: tuple[str, dict[str, torch.Tensor]] | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="sidgym-vllm-")
+        write_policy(Path(self.folder.name), self.policy)
         # No CPU is reserved: whoever asks waits for the answer, and a cluster of workers alone must have room for it.
-        remote = ray.remote(VllmRunner).options(num_cpus=0, num_gpus=gpus, runtime_env={"env_vars": environment()})
-        self.ray = ray
-        self.actor: Any = remote.remote(directory, **options)
+        remote = self.ray.remote(
+            num_cpus=0,
+            num_gpus=self.gpus,
+            runtime_env={"env_vars": environment(self.gpus)},
+            scheduling_strategy=stay_here(),
+        )(VllmRunner)
+        self.actor: Any = remote.remote(self.folder.name, self.gpus, **self.options)
 
     def wait(self) -> None:
-        """Until the engine has started."""
-        self.ray.get(self.actor.__ray_ready__.remote())
+        """Until the engine has started. Raises ``RuntimeError`` after ``STARTED`` seconds."""
+        try:
+            self.ray.get(self.actor.__ray_ready__.remote(), timeout=STARTED)
+        except self.ray.exceptions.GetTimeoutError as error:
+            self.close()
+            raise RuntimeError(
+                f"a vLLM engine has not started within {STARTED:g} s; it wants {self.gpus} GPUs of this machine, which "
+                "others may have taken"
+            ) from error
+        finally:
+            self.folder.cleanup()
 
     def score(self, stamp: str, prompts: list[list[int]], sets: list[list[int]], which: list[int]) -> np.ndarray:
+        try:
+            return self.ray.get(self.actor.score.remote(stamp, prompts, sets, which))
+        except self.ray.exceptions.RayActorError:
+            self._replace()
         return self.ray.get(self.actor.score.remote(stamp, prompts, sets, which))
 
     def push(self, stamp: str, state: dict[str, torch.Tensor]) -> None:
+        self.pushed = stamp, state
+        try:
+            self._send(stamp, state)
+        except self.ray.exceptions.RayActorError:
+            self._replace()
+
+    def _replace(self) -> None:
+        print("a vLLM engine was lost; it is started again", file=sys.stderr, flush=True)
+        self._start()
+        self.wait()
+        if self.pushed:
+            self._send(*self.pushed)
+
+    def _send(self, stamp: str, state: dict[str, torch.Tensor]) -> None:
         from safetensors.torch import save_file
 
         with tempfile.TemporaryDirectory(prefix="sidgym-push-") as directory:
@@ -140,34 +185,3 @@ class ActorRunner:
 
     def close(self) -> None:
         self.ray.kill(self.actor, no_restart=True)
-
-
-def start_ray(engines: int, each: int) -> tuple[int, bool]:
-    """Starts Ray on this machine unless it runs. GPUs of each engine (0 without CUDA), and whether it had to start.
-
-    Raises ``ValueError`` where Ray has fewer than ``engines`` times ``each``: they would wait for ever.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    running = ray.is_initialized()
-    if not running:
-        ray.init(
-            address="local",
-            num_cpus=1,
-            include_dashboard=False,
-            dashboard_host="127.0.0.1",
-            object_store_memory=OBJECT_STORE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    known = int(ray.cluster_resources().get("GPU", 0))
-    if not known and not torch.cuda.is_available():
-        return 0, not running
-    if known < engines * each:
-        raise ValueError(
-            f"{engines} vLLM engines on {each} GPUs each need {engines * each}, Ray has {known}: use fewer "
-            "(rl.engines, rl.tensor_parallel)"
-        )
-    return each, not running

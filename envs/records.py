@@ -122,6 +122,12 @@ class Rollouts:
     normalise: str  # softmax over "trie" children or over the whole "vocab"
     weight_version: int = 0  # version of the weights that drew them
     tokens: np.ndarray | None = None  # (B, G, L) int64 vocabulary ids, where decoding was free: not all are codes
+    importance: np.ndarray | None = None  # (B, G) float32, what a candidate counts for given how it was drawn; None: 1
+
+    @property
+    def weight(self) -> np.ndarray:
+        """Factor (B, G) of each candidate in a mean over its group that estimates an expectation of the policy."""
+        return np.ones(self.valid.shape, dtype=np.float32) if self.importance is None else self.importance
 
     @property
     def item(self) -> np.ndarray:
@@ -143,7 +149,7 @@ class Rollouts:
 
     def take(self, rows: np.ndarray | Sequence[int] | slice) -> "Rollouts":
         """The given rows (whole groups) as Rollouts."""
-        names = ("codes", "valid", "items", "logp", "tokens")
+        names = ("codes", "valid", "items", "logp", "tokens", "importance")
         arrays = {name: getattr(self, name) for name in names}
         return replace(self, **{name: value[rows] for name, value in arrays.items() if value is not None})
 
@@ -158,8 +164,14 @@ def concatenate_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         valid=np.concatenate([p.valid for p in parts]),
         items=np.concatenate(items),
         logp=np.concatenate([p.logp for p in parts]),
-        tokens=None if parts[0].tokens is None else np.concatenate([p.tokens for p in parts if p.tokens is not None]),
+        tokens=_joined([part.tokens for part in parts]),
+        importance=_joined([part.importance for part in parts]),
     )
+
+
+def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known else None
 
 
 @dataclass(frozen=True)

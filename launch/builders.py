@@ -172,6 +172,7 @@ def rl_task(config: RunConfig, rl: RlConfig, seed: int) -> RlTask:
         truth=truth,
         popularity=existing(root / "data" / "popularity.npy"),
         data=str(root / "data"),
+        address=config.address,
     )
 
 

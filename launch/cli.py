@@ -80,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         if name == "rl":
             sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-            sub.add_argument("--restart", action="store_true", help="discard an unfinished run and begin anew")
+            sub.add_argument("--restart", action="store_true", help="discard unfinished runs and begin anew")
     sub = commands.add_parser("recommend", help="answer a Parquet file of histories")
     sub.add_argument("input", type=Path, help="Parquet file with a column 'history' of lists of item ids, oldest first")
     sub.add_argument("output", type=Path, help="Parquet file to write: the same columns, 'items' and 'scores'")
@@ -147,23 +147,26 @@ def finish(config: "RunConfig", runs: list["RunConfig"]) -> None:
 
 def check_unfinished(stage: "Stage", resume: bool, restart: bool) -> None:
     """An unfinished run is neither continued nor thrown away unasked, and not continued with other settings."""
-    from sidgym.launch.stages import StageError, locked, read_record
+    from sidgym.launch.stages import StageError, holds_work, locked, read_record, set_aside
 
     partial = stage.partial
-    begun = any((partial / "training").glob("checkpoint-*/training.json"))
     if restart:
         with locked(stage.directory):
-            shutil.rmtree(partial, ignore_errors=True)
-    elif partial.exists() and not begun:
-        return  # it ended before its first checkpoint: there is nothing to lose
-    elif partial.exists() and not resume:
+            for path in (partial, *set_aside(stage.directory)):
+                shutil.rmtree(path, ignore_errors=True)
+        return
+    for path in filter(holds_work, set_aside(stage.directory)):
+        print(f"{path} holds an unfinished run of other settings; remove it if it is not wanted", file=sys.stderr)
+    if partial.exists() and not holds_work(partial):
+        return  # it ended before it learned anything: there is nothing to lose
+    if partial.exists() and not resume:
         raise StageError(f"{partial} holds an unfinished run; give --resume to go on, or --restart to begin anew")
-    elif partial.exists() and read_record(partial).get("inputs_hash") != stage.hash:
+    if partial.exists() and read_record(partial).get("inputs_hash") != stage.hash:
         raise StageError(
             f"{partial} was begun with other settings, code or data, so it cannot be resumed with these; go back to "
             "them, or give --restart to begin anew"
         )
-    elif resume and not partial.exists():
+    if resume and not partial.exists():
         print(f"nothing to resume in {partial}; starting from the SFT policy", file=sys.stderr)
 
 

@@ -4,14 +4,19 @@ Bad input raises ``ValueError`` or ``FileNotFoundError`` with a text that says w
 the program, whose traceback is needed.
 """
 
+import errno
+
 from sidgym.agents.checkpoint import CheckpointError
+from sidgym.agents.recovery import WorkersLost
 from sidgym.launch.schema import ConfigError
 from sidgym.launch.stages import StageError
 
 
 def is_user_error(error: BaseException) -> bool:
     """Whether the message alone tells the user what to do."""
-    if isinstance(error, (ConfigError, StageError, CheckpointError, PermissionError, NotADirectoryError)):
+    if isinstance(error, (ConfigError, StageError, CheckpointError, PermissionError, NotADirectoryError, WorkersLost)):
+        return True
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return True
     return type(error) in (ValueError, FileNotFoundError) and _raised_in_sidgym(error)
 

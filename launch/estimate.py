@@ -2,7 +2,8 @@
 
 The data are read and cut as the run would (in memory, nothing is written); one SFT step, one RL iteration and one
 evaluation batch are timed on a fresh policy of the configured shape, and multiplied out. Left out: the time to start
-processes and Ray, and early stopping, so the SFT figure is the most that it can take.
+processes and Ray, and early stopping, so the SFT figure is the most that it can take; so is that of an arm that may
+refill its groups, each time by a whole rollout.
 """
 
 import functools
@@ -17,6 +18,7 @@ from sidgym.agents.config import RlConfig
 from sidgym.agents.engine import TorchEngine
 from sidgym.agents.evaluate import rank_contexts
 from sidgym.agents.policy import Policy, build_policy, parameter_count
+from sidgym.agents.recipes import FORMAT, completed, recipe_of
 from sidgym.agents.sft import sft_loss, windows
 from sidgym.agents.update import group_loss, rollout_groups
 from sidgym.envs.datasets import load_dataset
@@ -60,9 +62,10 @@ def estimate(config: RunConfig) -> tuple[list[Cost], Policy, Splits]:
         costs.append(Cost(name, step * steps, f"at most {steps} steps of {step * 1e3:.0f} ms"))
     for name, rl in arms_of(config).items():
         step = _rl_seconds(policy, splits.rl, rl, RewardContext(table=table, truth=dataset.truth))
-        costs.append(
-            Cost(name, step * rl.steps, f"{rl.steps} iterations of {step * 1e3:.0f} ms, reward models not counted")
-        )
+        refills = completed(rl).refills
+        made_of = f"{rl.steps} iterations of {'at most ' if refills else ''}{step * 1e3:.0f} ms"
+        made_of += f" ({refills} refills)" if refills else ""
+        costs.append(Cost(name, step * rl.steps, f"{made_of}, reward models not counted"))
     few = splits.test.take(slice(0, config.eval.batch))
     batch = _seconds(lambda: rank_contexts(policy, few, config.eval.beam, config.eval.batch))
     batches = -(-(config.eval.max_users or len(splits.test)) // config.eval.batch)
@@ -78,17 +81,22 @@ def _sft_step(policy: Policy, rows: np.ndarray) -> None:
 
 
 def _rl_seconds(policy: Policy, contexts: Episodes, rl: RlConfig, known: RewardContext) -> float:
-    """One iteration with a reward that costs nothing."""
+    """One iteration with a reward that costs nothing and as many refills as there may be."""
+    rl = completed(rl)
     episodes = contexts.take(np.arange(rl.contexts_per_step) % len(contexts))
     engine = TorchEngine(policy, rl.chunk, rl.normalise)
     free = RewardSum((), known, rl.group_size)
     free.add("position", _position, 1.0)
+    if recipe_of(rl.objective).format:
+        free.add(FORMAT, _position, 1.0)
+    reference = policy if rl.kl_weight > 0 else None
 
     def iteration() -> None:
-        batch, _ = rollout_groups(episodes, engine, free, rl, 0)
+        for _ in range(1 + rl.refills):
+            batch, _ = rollout_groups(episodes, engine, free, rl, 0)
         for _ in range(rl.epochs):
             # NLL rides along as it would; an arm without any loss still pays for the pass.
-            group_loss(policy, batch, replace(rl, nll_weight=max(rl.nll_weight, 1e-9)))[0].backward()
+            group_loss(policy, batch, replace(rl, nll_weight=max(rl.nll_weight, 1e-9)), reference)[0].backward()
 
     return _seconds(iteration)
 

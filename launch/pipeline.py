@@ -17,10 +17,11 @@ from typing import Any
 import sidgym.agents
 import sidgym.envs
 import sidgym.sid
+from sidgym.agents.advantages import ADVANTAGES
 from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.agents.engine import ENGINES
 from sidgym.agents.engine_vllm import CPU_HEAD_SIZES, check_vllm
-from sidgym.agents.objectives import ADVANTAGES, OBJECTIVES
+from sidgym.agents.recipes import check_objective, completed
 from sidgym.envs.datasets import DATASETS
 from sidgym.envs.rewards import claims, find_reward, required_fields, required_mode
 from sidgym.launch import builders
@@ -158,10 +159,15 @@ def check_names(config: RunConfig) -> None:
     resolve("tokenizer", config.sid.tokenizer, TOKENIZERS)
     resolve("embedder", config.sid.embedder, EMBEDDERS)
     for name, rl in arms_of(config).items():
-        if rl.backend == "rllib" and importlib.util.find_spec("ray") is None:
-            raise ValueError(f"{name}: backend 'rllib' needs Ray, which is not installed; use --rl.backend torch")
-        resolve("objective", rl.objective, OBJECTIVES)
-        resolve("advantage", rl.advantage, ADVANTAGES)
+        if rl.backend != "torch" and importlib.util.find_spec("ray") is None:
+            raise ValueError(
+                f"{name}: backend {rl.backend!r} needs Ray, which is not installed; use --rl.backend torch"
+            )
+        resolve("advantage", completed(rl).advantage, ADVANTAGES)
+        try:
+            check_objective(rl)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         resolve("engine", rl.engine, ENGINES)
         if rl.engine == "vllm":
             # The heads of a model that somebody else made are known once it is opened.

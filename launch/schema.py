@@ -46,6 +46,9 @@ class RunConfig:
     """Threads of each process; results are reproduced bit by bit with the same number only."""
     workers: int = 2
     """Stages trained or evaluated at the same time, each in its own process; it changes no result."""
+    address: str = ""
+    """Ray cluster that RL connects to: auto, or host:port of its head; empty starts Ray on this machine. It changes no
+    result, but every node must see the run's folder under the same path."""
     data: DataConfig = field(default_factory=DataConfig)
     sid: SidConfig = field(default_factory=SidConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -70,12 +73,16 @@ def arms_of(config: RunConfig) -> dict[str, RlConfig]:
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "data.split": ("by_user", "leave_one_out", "chronological"),
-    "rl.mode": ("beam", "sample", "stochastic_beam", "free"),
+    "rl.mode": ("beam", "sample", "top_k", "dynamic", "stochastic_beam", "free"),
+    "rl.ratio": ("", "token", "sequence", "sequence_mean"),
+    "rl.kl_estimator": ("k1", "k2", "k3"),
+    "rl.precision": ("float32", "bfloat16"),
+    "rl.device": ("cpu", "cuda"),
     "rl.combine": ("sum", "each"),
     "rl.environment": ("next_item", "page", "session"),
     "rl.normalise": ("trie", "vocab"),
     "rl.select_by": ("reward", "ndcg@10", "last"),
-    "rl.backend": ("rllib", "torch"),
+    "rl.backend": ("rllib", "torch", "fsdp"),
     "log.wandb": ("offline", "online", "disabled"),
 }
 """Fields that take one of a few words."""
@@ -95,6 +102,11 @@ MAY_BE_ZERO = frozenset(
         "rl.minibatch",
         "rl.tokens_per_microbatch",
         "rl.parity_tolerance",
+        "rl.clip_high",
+        "rl.reference_every",
+        "rl.refills",
+        "rl.staleness",
+        "rl.lora_rank",
         "rl.weight_decay",
         "rl.warmup_steps",
         "rl.kl_weight",
@@ -113,6 +125,7 @@ def validate(config: RunConfig, source: str = "configuration") -> None:
     if not config.eval.ks or config.eval.beam < max(config.eval.ks):
         faults.append(f"eval.beam: expected at least the largest of eval.ks {config.eval.ks}, got {config.eval.beam}")
     for where, rl in [("rl", config.rl), *((f"arms.{name}", arm) for name, arm in config.arms.items())]:
+        rl = _completed(rl)
         faults.extend(_rl_faults(rl, where))
         faults.extend(_page_faults(rl, where, config.data))
     if faults:
@@ -126,6 +139,11 @@ TAKEN = frozenset(
 
 
 def _run_faults(config: RunConfig) -> Iterator[str]:
+    if not re.fullmatch(r"|auto|[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+", config.address):
+        yield (
+            "address: expected auto or host:port of the head of a Ray cluster (ray:// is not one: run on a node of the "
+            f"cluster, or through 'ray job submit'), got {config.address!r}"
+        )
     for arm in sorted(TAKEN & set(config.arms)):
         yield f"arms.{arm}: the name is that of another system in the tables; choose one of your own"
     for where, name in [("name", config.name), *(("arms", arm) for arm in config.arms)]:
@@ -191,20 +209,33 @@ def _policy_faults(policy: PolicyConfig) -> Iterator[str]:
             yield f"policy.{name}: expected a multiple of policy.{part} = {divisor}, got {number}"
 
 
+def _completed(rl: RlConfig) -> RlConfig:
+    """The settings with what the objective brings along; as they are for one that cannot be found, which is told where
+    it is used."""
+    from sidgym.agents.recipes import completed
+
+    try:
+        return completed(rl)
+    except ValueError:
+        return rl
+
+
 def _rl_faults(rl: RlConfig, where: str) -> Iterator[str]:
     terms = [(f"{where}.rewards[{i}].name", term.name) for i, term in enumerate(rl.rewards)]
-    for key, name in [(f"{where}.objective", rl.objective), (f"{where}.advantage", rl.advantage), *terms]:
+    chosen = [(f"{where}.advantage", rl.advantage)] if rl.advantage else []
+    for key, name in [(f"{where}.objective", rl.objective), *chosen, *terms]:
         if not re.fullmatch(r"\w+|[\w.]+:\w+", name):
             yield f"{key}: expected a registered name or package.module:name, got {name!r}"
     if rl.engine in ("torch", "hf") and (rl.engines, rl.tensor_parallel) != (1, 1):
         yield f"{where}.engines, {where}.tensor_parallel: expected 1 with engine {rl.engine!r}; they are vLLM's"
     if rl.discount > 1:
         yield f"{where}.discount: expected between 0 and 1, got {rl.discount:g}"
-    if rl.rewards and rl.group_size < 2 and rl.nll_weight <= 0 and rl.advantage.startswith("group"):
+    pairs = rl.objective == "s_dpo"  # which compares candidates with targets, and needs no rewards
+    if rl.rewards and rl.group_size < 2 and rl.nll_weight <= 0 and ":" not in rl.advantage and not pairs:
         yield f"{where}.group_size: a group of one has no advantage, so nothing would be learned; take at least 2"
     if rl.objective == "nll" and rl.nll_weight <= 0:
         yield f"{where}: objective 'nll' with nll_weight {rl.nll_weight:g} would learn nothing; set nll_weight above 0"
-    if not rl.rewards and rl.nll_weight <= 0:
+    if not rl.rewards and rl.nll_weight <= 0 and not pairs:
         yield f"{where}: expected at least one reward or an nll_weight above 0, got neither: nothing would be learned"
     if rl.minibatch > rl.contexts_per_step:
         yield f"{where}.minibatch: expected at most contexts_per_step = {rl.contexts_per_step}, got {rl.minibatch}"

@@ -100,15 +100,27 @@ def partial_of(directory: Path) -> Path:
     return directory.with_name(directory.name + ".partial")
 
 
+def set_aside(directory: Path) -> list[Path]:
+    """Folders of a resumable stage that were begun with other inputs and moved out of the way."""
+    name = partial_of(directory).name
+    return sorted(path for path in directory.parent.glob(f"{name}-*") if path.is_dir())
+
+
+def holds_work(work: Path) -> bool:
+    """Whether a resumable stage came further in ``work`` than its first checkpoint, which is what it began with."""
+    return any(path.parent.name > "checkpoint-000000" for path in work.glob("training/checkpoint-??????/training.json"))
+
+
 def _prepare(work: Path, inputs_hash: str, resumable: bool) -> None:
     """An empty work directory, or the kept one of the same inputs where the stage can continue in it.
 
-    What a resumable stage had begun with other inputs may be hours of work: it is moved aside instead of removed.
+    What a resumable stage had begun with other inputs may be hours of work: it is moved aside instead of removed,
+    unless it failed before there was any.
     """
     begun = read_record(work).get("inputs_hash")
     if work.exists() and not (resumable and begun == inputs_hash):
         aside = work.with_name(f"{work.name}-{begun}")
-        if resumable and begun and not aside.exists():
+        if resumable and holds_work(work) and not aside.exists():
             work.rename(aside)
         else:
             shutil.rmtree(work)
@@ -195,8 +207,13 @@ def _build_locked(
     resumable: bool,
 ) -> bool:
     """``run_stage`` once the folder is this process's own."""
+    from sidgym.agents.checkpoint import flush, flush_one  # late: it brings the whole of transformers
+
     if is_complete(directory, inputs_hash):  # another process has just finished it
         return False
+    for path in set_aside(directory):
+        if not holds_work(path):
+            shutil.rmtree(path)
     _prepare(work, inputs_hash, resumable)
     if not is_complete(work, inputs_hash):  # a kill between the last record and the rename leaves a complete one
         record = {"name": name, "inputs_hash": inputs_hash, "inputs": inputs, "complete": False}
@@ -208,12 +225,14 @@ def _build_locked(
                 raise StageError(f"stage {name!r}: build removed the directory it was given, {work}")
             seconds = round(time.monotonic() - start, 3)  # of this call: a resumed stage counts from its resumption
             environment = environment_record()
+            flush(work)  # a record that says complete must not reach the disk before what it speaks of
             _write_record(work, {**record, "complete": True, "seconds": seconds, "environment": environment})
         except BaseException:
             if not resumable:
                 shutil.rmtree(work, ignore_errors=True)
             raise
     _publish(work, directory)
+    flush_one(directory.parent)
     return True
 
 

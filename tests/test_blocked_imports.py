@@ -10,6 +10,9 @@ import sidgym
 BLOCKED = ("ray", "vllm", "gymnasium")
 MAY_NEED_THEM = {
     "sidgym.agents.rllib",
+    "sidgym.agents.rllib_algorithm",
+    "sidgym.agents.rllib_config",
+    "sidgym.agents.rllib_learner",
     "sidgym.envs.spaces",
     "sidgym.envs.views",
     "sidgym.envs.next_item",

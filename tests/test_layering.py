@@ -12,7 +12,13 @@ LAYERS = ("sid", "envs", "agents", "benchmarks", "launch")
 
 ONLY_IN = {
     # The benchmark runs an algorithm that is not ours; nothing of ours is built on RLlib there.
-    "ray.rllib": {"agents/rllib.py", "benchmarks/next_token_rllib.py"},
+    "ray.rllib": {
+        "agents/rllib.py",
+        "agents/rllib_algorithm.py",
+        "agents/rllib_config.py",
+        "agents/rllib_learner.py",
+        "benchmarks/next_token_rllib.py",
+    },
     "gymnasium": {
         "envs/spaces.py",
         "envs/views.py",

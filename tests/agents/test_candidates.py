@@ -8,11 +8,11 @@ import pytest
 import torch
 from toy import toy_episodes, toy_policy, toy_table
 
+from sidgym.agents.advantages import group_standardised
 from sidgym.agents.candidates import ANSWERS, Candidates, as_pages, draw_pages, page_logp
 from sidgym.agents.config import PolicyConfig, RewardConfig, RlConfig
 from sidgym.agents.engine import TorchEngine
 from sidgym.agents.evaluate import PolicyPages
-from sidgym.agents.objectives import group_standardised
 from sidgym.agents.rl import session_return
 from sidgym.agents.update import advantages, apply_gradients, group_loss, make_optimizer, rollout_groups, step_seed
 from sidgym.envs.logged import PageDynamics
@@ -119,6 +119,7 @@ def test_on_policy_the_ratio_is_one_for_pages(environment):
 def test_a_page_earns_the_positives_that_it_holds():
     _, episodes, reward, engine = page_world()
     found = ANSWERS["page"](episodes, engine, reward, PAGE, 0)
+    assert (found.weight == 1).all(), "a page's law is known without weights"
     items = as_pages(draw_pages(episodes, engine, PAGE, 0), PAGE.page_size).item.reshape(8, 8, 3)
     for row in range(8):
         for page in range(8):
@@ -249,9 +250,8 @@ def candidates(terms, weights):
     total = sum(weights[name] * values for name, values in terms.items())
     shape = total.shape
     contexts = toy_episodes(shape[0], 5)
-    return Candidates(
-        contexts, np.zeros((*shape, 2)), np.ones(shape, bool), np.zeros((*shape, 2), np.float32), total, terms, {}
-    )
+    codes, logp, weight = np.zeros((*shape, 2)), np.zeros((*shape, 2), np.float32), np.ones(shape, np.float32)
+    return Candidates(contexts, codes, np.ones(shape, bool), logp, total, terms, {}, weight)
 
 
 def test_each_term_is_standardised_before_the_sum():

@@ -1,6 +1,8 @@
 """Checkpoints: round trip, transformers opens them, other catalogues and schemas are refused."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,3 +159,41 @@ def test_an_architecture_with_other_logits_is_refused_by_name():
 
     with pytest.raises(ValueError, match="cohere"):
         build_policy(replace(TINY, architecture="cohere"), toy_table(), 0)
+
+
+@pytest.fixture
+def brought(monkeypatch) -> list[Path]:
+    """What is brought to the disk, in this order."""
+    found: list[Path] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        found.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not say what a handle is of")
+def test_a_policy_is_on_the_disk_with_its_folders_before_it_has_its_name_and_then_its_name(tmp_path, brought):
+    save_policy(tmp_path / "policy", toy_policy(toy_table()))
+    fresh = tmp_path / "policy.writing"
+    assert {fresh, fresh / "sid", fresh / "model.safetensors"} <= set(brought)
+    assert brought[-1] == tmp_path
+    assert {path.name for path in (tmp_path / "policy/sid").iterdir()} <= {path.name for path in brought}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not say what a handle is of")
+def test_a_stage_is_on_the_disk_before_its_record_says_that_it_is_complete(tmp_path, brought):
+    from sidgym.launch.stages import run_stage
+
+    def build(work: Path) -> None:
+        (work / "sub").mkdir()
+        (work / "sub/weights").write_text("many")
+
+    run_stage(tmp_path / "stage", "stage", "hash", build)
+    work = tmp_path / "stage.building"
+    records = [number for number, path in enumerate(brought) if path.name == "stage.json.tmp"]
+    assert {work, work / "sub", work / "sub/weights"} <= set(brought[records[0] : records[-1]])
+    assert brought[-1] == tmp_path

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import TINY, naive_logp, toy_episodes, toy_policy, toy_table
 
-from sidgym.agents.engine import TorchEngine, make_engine
+from sidgym.agents.engine import MODES, TorchEngine, make_engine
 from sidgym.agents.packed import packed_logp
 from sidgym.agents.tree_cache import BlockTree, ModelTree
 from sidgym.envs.records import Rollouts
@@ -145,7 +145,7 @@ def test_nan_never_ranks():
 
 
 def test_unknown_mode_names_the_known_ones():
-    with pytest.raises(ValueError, match="beam, sample, stochastic_beam, free"):
+    with pytest.raises(ValueError, match="beam, sample, top_k, dynamic, stochastic_beam, free"):
         TorchEngine(toy_policy(toy_table())).rollout(toy_episodes(1, 30), 2, mode="bean")
 
 
@@ -183,7 +183,7 @@ class Widths(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gpt2"])
-@pytest.mark.parametrize("mode", ["beam", "sample", "stochastic_beam"])
+@pytest.mark.parametrize("mode", ["beam", "sample", "top_k", "stochastic_beam"])
 def test_trie_policy_makes_no_tensor_of_vocabulary_width(architecture, mode):
     vocabulary = 151_936
     policy = toy_policy(toy_table(), config=replace(TINY, architecture=architecture))
@@ -216,7 +216,7 @@ def fed(monkeypatch) -> list[tuple[int, int]]:
     return shapes
 
 
-@pytest.mark.parametrize("mode", ["beam", "sample", "stochastic_beam", "free"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("architecture", ["qwen3", "gpt2"])
 def test_a_tight_budget_splits_a_chunk_and_changes_nothing(mode, architecture, monkeypatch):
     policy = toy_policy(toy_table(), config=replace(TINY, architecture=architecture))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import TINY, toy_episodes, toy_policy, toy_table
 
-from sidgym.agents.engine import HfEngine, TorchEngine
+from sidgym.agents.engine import MODES, HfEngine, TorchEngine
 from sidgym.agents.engine_hf import children_by_prefix
 from sidgym.envs.records import Rollouts
 from sidgym.sid.table import SidTable
@@ -91,7 +91,7 @@ def test_children_by_prefix_is_the_catalogue():
     assert children_by_prefix(policy, policy.trie) == expected
 
 
-@pytest.mark.parametrize(("mode", "lanes"), [("sample", 1), ("stochastic_beam", 1), ("free", 1), ("beam", 2)])
+@pytest.mark.parametrize(("mode", "lanes"), [*((mode, 1) for mode in MODES if mode != "beam"), ("beam", 2)])
 def test_other_modes_are_refused_by_name(mode, lanes):
     with pytest.raises(ValueError, match=f"'{mode}', lanes {lanes}.*engine torch"):
         HfEngine(toy_policy(toy_table())).rollout(toy_episodes(1, 30), 2, mode, lanes=lanes)

@@ -6,6 +6,8 @@ started once: a model with a wide vocabulary, into which every test pushes its o
 
 import copy
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -146,14 +148,18 @@ def test_search_over_what_is_asked_for_is_the_built_in_search(seed, normalise, u
     compare([TorchRunner(toy(1)), TorchRunner(toy(2))], seed, normalise, unique)
 
 
-@pytest.mark.parametrize("mode", ["sample", "stochastic_beam"])
-def test_draws_are_those_of_the_built_in_engine(mode):
+@pytest.mark.parametrize(
+    ("mode", "lanes"), [("sample", 1), ("top_k", 1), ("dynamic", 1), ("stochastic_beam", 1), ("stochastic_beam", 2)]
+)
+def test_draws_are_those_of_the_built_in_engine(mode, lanes):
     policy = toy(3, toy_table(30, (4, 5, 6)), scale=4.0)
-    arguments = {"mode": mode, "seed": 5, "lanes": 2 if mode == "stochastic_beam" else 1}
+    arguments = {"mode": mode, "seed": 5, "lanes": lanes, "top_k": 2}
     found = VllmEngine(policy, 4, runners=[TorchRunner(policy)]).rollout(contexts(7, 30), 6, **arguments)
     expected = TorchEngine(policy, 4).rollout(contexts(7, 30), 6, **arguments)
     np.testing.assert_array_equal(found.codes, expected.codes)
     np.testing.assert_allclose(found.logp, expected.logp, atol=TOLERANCE)
+    assert (found.importance is None) == (expected.importance is None)
+    np.testing.assert_allclose(found.weight, expected.weight, atol=TOLERANCE)
 
 
 def test_no_question_is_asked_twice_and_none_whose_answer_is_known():
@@ -197,7 +203,7 @@ def test_what_cannot_be_done_is_refused_by_name(monkeypatch):
     engine = VllmEngine(policy, runners=[TorchRunner(policy)])
     with pytest.raises(ValueError, match="mode 'free'"):
         engine.rollout(contexts(2, 50), 3, mode="free")
-    with pytest.raises(ValueError, match="beam, sample, stochastic_beam"):
+    with pytest.raises(ValueError, match="beam, sample, top_k, dynamic, stochastic_beam"):
         engine.rollout(contexts(2, 50), 3, mode="bean")
     with pytest.raises(ValueError, match="vLLM was started for 7"):
         VllmEngine(policy, max_length=8, runners=[TorchRunner(policy)]).rollout(contexts(4, 50), 3)
@@ -246,11 +252,11 @@ class TestVllm:
         found = VllmEngine(policy, 3, normalise, runners=runners).rollout(contexts(5, 500), 40)
         assert_same(found, TorchEngine(twin(policy), 3, normalise).rollout(contexts(5, 500), 40))
 
-    @pytest.mark.parametrize("mode", ["sample", "stochastic_beam"])
+    @pytest.mark.parametrize("mode", ["sample", "top_k", "dynamic", "stochastic_beam"])
     def test_same_draws(self, runners, mode):
         policy = toy(3, toy_table(30, (4, 5, 6)), scale=4.0)
-        found = VllmEngine(policy, 4, runners=runners).rollout(contexts(7, 30), 6, mode, seed=5)
-        expected = TorchEngine(policy, 4).rollout(contexts(7, 30), 6, mode, seed=5)
+        found = VllmEngine(policy, 4, runners=runners).rollout(contexts(7, 30), 6, mode, seed=5, top_k=2)
+        expected = TorchEngine(policy, 4).rollout(contexts(7, 30), 6, mode, seed=5, top_k=2)
         np.testing.assert_array_equal(found.codes, expected.codes)
         np.testing.assert_allclose(found.logp, expected.logp, atol=TOLERANCE)
 
@@ -273,6 +279,16 @@ class TestVllm:
         assert_same(new, TorchEngine(other, 4).rollout(episodes, 8))
         assert (new.codes != old.codes).any()
         assert (old.weight_version, new.weight_version) == (0, 3)
+
+    def test_an_engine_that_is_killed_is_replaced(self, runners):
+        policy = toy(8)
+        engine = VllmEngine(policy, 4, runners=runners)
+        before = engine.rollout(contexts(7, 50), 8)
+        runner = runners[0]
+        os.kill(runner.ray.get(runner.actor.__ray_call__.remote(lambda own: os.getpid())), signal.SIGKILL)
+        assert_same(engine.rollout(contexts(7, 50), 8), before)
+        engine.load_weights(toy(9).model.state_dict(), 1)
+        assert_same(engine.rollout(contexts(7, 50), 8), TorchEngine(toy(9), 4).rollout(contexts(7, 50), 8))
 
     def test_a_push_without_the_tied_head_is_noticed(self, runners):
         engine = VllmEngine(toy(6), 4, runners=runners)

@@ -11,11 +11,12 @@ from toy import toy_episodes, toy_policy, toy_table
 
 from sidgym.agents import rl
 from sidgym.agents.audit import FIRED, STREAK
-from sidgym.agents.checkpoint import save_policy
+from sidgym.agents.checkpoint import read_position, save_policy
 from sidgym.agents.config import LogConfig, RewardConfig, RlConfig
 from sidgym.agents.engine import TorchEngine
 from sidgym.agents.logging import MetricsLog, read_metrics
-from sidgym.agents.rl import RlTask, checkpoints, save_episodes, train_rl
+from sidgym.agents.recovery import checkpoints
+from sidgym.agents.rl import RlTask, save_episodes, train_rl
 from sidgym.agents.rllib_parts import ChunkSampler, RolloutError
 
 CONFIG = RlConfig(
@@ -136,10 +137,12 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("select_by", ["last", "ndcg@10"])
+@pytest.mark.parametrize(
+    "changes", [{"select_by": "last"}, {"select_by": "ndcg@10"}, {"staleness": 2, "reference_every": 2, "refills": 1}]
+)
 @pytest.mark.parametrize("at", [1, 3, 5])
-def test_stopped_and_resumed_is_never_stopped(tmp_path, at, select_by):
-    config = replace(CONFIG, select_by=select_by)
+def test_stopped_and_resumed_is_never_stopped(tmp_path, at, changes):
+    config = replace(CONFIG, **changes)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     whole.mkdir(), halves.mkdir()
     expected = flat(run(make_task(whole, config), whole))
@@ -156,10 +159,11 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path, at, select_by):
     assert (whole / "metrics.jsonl").read_text() == (halves / "metrics.jsonl").read_text()
 
 
-def test_only_the_newest_checkpoint_and_the_best_are_kept(tmp_path):
+def test_only_the_two_newest_checkpoints_and_their_best_are_kept(tmp_path):
     run(make_task(tmp_path, replace(CONFIG, select_by="ndcg@10")), tmp_path)
-    assert [path.name for path in checkpoints(tmp_path / "training")] == ["checkpoint-000006"]
-    assert len(list((tmp_path / "training").glob("best-*"))) == 1
+    assert [path.name for path in checkpoints(tmp_path / "training")] == ["checkpoint-000004", "checkpoint-000006"]
+    known = {read_position(path)["best"]["step"] for path in checkpoints(tmp_path / "training")}
+    assert {path.name for path in (tmp_path / "training").glob("best-*")} == {f"best-{step:06d}" for step in known}
 
 
 def test_training_without_steps_keeps_the_policy(tmp_path):

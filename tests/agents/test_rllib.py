@@ -2,37 +2,25 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from toy import toy_episodes, toy_policy, toy_table
+from trainers import MakeTask, assert_alike, local_ray, resumed, rllib_trainer, same, steps, toy_task
 
-from sidgym.agents.checkpoint import load_training, save_policy, save_training
-from sidgym.agents.config import RewardConfig, RlConfig
-from sidgym.agents.objectives import grpo
-from sidgym.agents.rl import RlTask, TorchTrainer, Trainer, save_episodes
-from sidgym.agents.rllib_parts import ChunkSampler, Reply, RolloutError, collect
+from sidgym.agents.config import RewardConfig
+from sidgym.agents.rl import RlTask, TorchTrainer
+from sidgym.agents.rllib_parts import ChunkSampler, Draw, Reply, RolloutError
+from sidgym.agents.update import minibatches
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 STEPS = 4
-CONFIG = RlConfig(
-    group_size=6,
-    contexts_per_step=12,
-    chunk=4,
-    epochs=2,
-    minibatch=6,
-    lr=1e-3,
-    warmup_steps=3,
-    kl_weight=0.1,
-    nll_weight=0.1,
-)
-
-MakeTask = Callable[..., RlTask]
 
 
 def commanded(episodes, rollouts, *, command: str, driver: int) -> np.ndarray:
@@ -46,77 +34,23 @@ def commanded(episodes, rollouts, *, command: str, driver: int) -> np.ndarray:
         order = taken.read_text()
         if order == "die":
             os._exit(1)
+        if order == "hang":
+            time.sleep(600)
         raise KeyError(order)
     return np.zeros(rollouts.valid.shape)
-
-
-def nan_objective(inputs, spec):
-    """A loss whose gradient is NaN."""
-    loss, metrics = grpo(inputs, spec)
-    return loss * float("nan"), metrics
 
 
 @pytest.fixture
 def make_task(tmp_path: Path) -> MakeTask:
     """Builds a toy task; arguments replace fields of its config."""
-    table = toy_table()
-    save_policy(tmp_path / "policy", toy_policy(table))
-    save_episodes(tmp_path / "contexts.npz", toy_episodes(40, len(table.codes)))
-
-    def make(**changes: object) -> RlTask:
-        config = dataclasses.replace(CONFIG, **changes)
-        return RlTask(str(tmp_path / "policy"), str(tmp_path / "contexts.npz"), 3, config)
-
-    return make
+    return partial(toy_task, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One Ray for the tests with remote workers."""
-    path = [os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)]
-    ray.init(
-        address="local",
-        num_cpus=4,
-        num_gpus=0,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, path))}},
-    )
-    yield
-    ray.shutdown()
-
-
-def rllib_trainer(task: RlTask) -> Trainer:
-    from sidgym.agents.rllib import RllibTrainer
-
-    return RllibTrainer(task)
-
-
-def steps(trainer: Trainer, numbers: range) -> list[dict[str, float]]:
-    return [trainer.step(number) for number in numbers]
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
-def assert_alike(trainer: Trainer, other: Trainer) -> None:
-    """To the last bit: weights, optimiser and its count of steps."""
-    assert same(trainer.weights(), other.weights())
-    assert same(trainer.state(), other.state())
-    assert trainer.updates == other.updates
-
-
-def resumed(trainer: Trainer, path: Path, fresh: Trainer) -> Trainer:
-    """``fresh``, put where ``trainer`` stands, by way of a file."""
-    parts = {"model/": trainer.weights(), "optimizer/": trainer.state()}
-    tensors = {kind + name: value for kind, part in parts.items() for name, value in part.items()}
-    save_training(path, tensors, {"updates": trainer.updates})
-    tensors, position = load_training(path)
-    read = {kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)} for kind in parts}
-    fresh.restore(read["model/"], read["optimizer/"], position["updates"])
-    return fresh
+    with local_ray():
+        yield
 
 
 def test_one_process_gives_the_bits_of_the_torch_trainer(make_task):
@@ -168,27 +102,36 @@ def test_microbatches_of_tokens_give_the_bits_of_the_torch_trainer(make_task):
         trainer.close()
 
 
-def test_a_rollout_with_other_weights_is_refused(make_task):
-    trainer = rllib_trainer(make_task())
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "dapo", "refills": 2, "staleness": 1},
+        {"advantage": "batch_standardised", "objective": "gbpo"},
+        {"objective": "s_dpo"},
+    ],
+)
+def test_what_looks_at_the_whole_rollout_gives_the_bits_of_the_torch_trainer(make_task, changes):
+    """Groups that are replaced, advantages over all groups, and an objective that compares with the reference."""
+    torch_trainer, trainer = TorchTrainer(make_task(**changes)), rllib_trainer(make_task(**changes))
     try:
-        trainer.step(0)
-        with torch.no_grad():
-            for weight in trainer.algorithm.env_runner.sampler.policy.parameters():
-                weight.add_(0.05)
-        with pytest.raises(RuntimeError, match="drew from another policy"):
-            trainer.step(1)
+        rows = steps(torch_trainer, range(3))
+        assert steps(trainer, range(3)) == rows
+        assert_alike(trainer, torch_trainer)
+        assert ("refill/rounds" in rows[0]) == ("refills" in changes)
     finally:
         trainer.close()
 
 
-def test_gradients_that_are_not_finite_change_nothing(make_task):
-    trainer = rllib_trainer(make_task(objective=f"{__name__}:nan_objective"))
+def test_a_rollout_with_other_weights_is_refused(make_task):
+    trainer = rllib_trainer(make_task())
     try:
-        before = trainer.weights()
-        with pytest.raises(FloatingPointError, match="nothing was changed"):
-            trainer.step(0)
-        assert same(trainer.weights(), before)
-        assert trainer.state() == {}
+        trainer.step(0)
+        engine = trainer.algorithm.env_runner.sampler.engine
+        take = engine.load_weights
+        engine.load_weights = lambda state, version: take({k: v + 0.05 for k, v in state.items()}, version)
+        with pytest.raises(RuntimeError, match="drew from another policy"):
+            trainer.step(1)
     finally:
         trainer.close()
 
@@ -201,8 +144,12 @@ def test_one_env_runner_gives_the_bits_of_none(make_task, tmp_path):
     try:
         assert steps(trainer, range(2)) == steps(torch_trainer, range(2))
         assert_alike(trainer, torch_trainer)
+        trainer.algorithm._begin(8)  # on its way, and then forgotten
+        manager = trainer.algorithm.env_runner_group._worker_manager
+        assert manager.num_outstanding_async_reqs()
         # Remote runners take weights back to an older version too.
         resumed(TorchTrainer(make_task(chunk=5)), tmp_path / "start", trainer)
+        assert not manager.num_outstanding_async_reqs(), "it would keep what nobody takes any more"
         steps(trainer, range(2))
         assert_alike(trainer, torch_trainer)
     finally:
@@ -236,37 +183,146 @@ def test_two_env_runners_one_of_which_is_lost_give_the_bits_of_none(make_task, t
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_two_learners_may_take_different_numbers_of_passes(make_task):
-    torch_trainer = TorchTrainer(make_task())
-    expected = steps(torch_trainer, range(3))
-    trainer = rllib_trainer(make_task(learners=2, tokens_per_microbatch=40))
+def test_what_a_lost_env_runner_was_to_draw_with_older_weights_is_drawn_with_them(make_task, tmp_path):
+    command = tmp_path / "command"
+    reward = RewardConfig(f"{__name__}:commanded", args={"command": str(command), "driver": os.getpid()})
+    changes = {"rewards": (RewardConfig("rule"), RewardConfig("rank"), reward), "staleness": 2}
+    torch_trainer, trainer = TorchTrainer(make_task(**changes)), rllib_trainer(make_task(env_runners=2, **changes))
     try:
-        for metrics, known in zip(steps(trainer, range(3)), expected):
-            assert metrics["loss"] == pytest.approx(known["loss"], abs=1e-5)
-        for name, value in torch_trainer.weights().items():
-            torch.testing.assert_close(trainer.weights()[name], value, rtol=0, atol=1e-5)
-        assert trainer.updates == torch_trainer.updates
+        for number in range(6):
+            if number in (1, 2):
+                command.write_text("die")
+            assert trainer.step(number) == torch_trainer.step(number)
+        assert list(tmp_path.glob("command.*")), "no env runner died"
+        assert_alike(trainer, torch_trainer)
     finally:
         trainer.close()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_two_learners_agree_with_one(make_task, tmp_path):
-    torch_trainer = TorchTrainer(make_task())
-    expected = steps(torch_trainer, range(2))
-    trainer = rllib_trainer(make_task(learners=2))
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_any_number_of_env_runners_gives_the_same_batch_in_the_same_order(make_task, count):
+    """To the bit, also while the learner learns from what was drawn before."""
+    expected, batches, on_their_way = [], [], []
+    torch_trainer = TorchTrainer(make_task(staleness=1, mode="sample"))
+    torch_trainer._update = kept(torch_trainer._update, expected)
+    steps(torch_trainer, range(3))
+    trainer = rllib_trainer(make_task(staleness=1, mode="sample", env_runners=count))
+    drawing, learn = trainer.algorithm.drawing, kept(trainer.algorithm._learn, batches)
+
+    def learn_meanwhile(batch):
+        on_their_way.append({number: bool(draw.asked) for number, draw in drawing.items()})
+        return learn(batch)
+
+    trainer.algorithm._learn = learn_meanwhile
     try:
-        for mine, theirs in zip(steps(trainer, range(2)), expected):
+        steps(trainer, range(3))
+        assert on_their_way == [{1: True}, {2: True}, {3: True}]
+        assert_alike(trainer, torch_trainer)
+    finally:
+        trainer.close()
+    for mine, theirs in zip(batches, expected, strict=True):
+        for field in dataclasses.fields(mine):
+            np.testing.assert_array_equal(getattr(mine, field.name), getattr(theirs, field.name), field.name)
+
+
+def kept(function, into: list):
+    """``function``, which also keeps what it is given."""
+
+    def call(batch):
+        into.append(batch)
+        return function(batch)
+
+    return call
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("changes", [{}, {"tokens_per_microbatch": 40, "staleness": 1}])
+def test_two_learners_equal_one_after_ten_iterations(make_task, changes):
+    """By microbatches they take different numbers of passes."""
+    torch_trainer = TorchTrainer(make_task(**changes))
+    expected, start = steps(torch_trainer, range(10)), TorchTrainer(make_task()).weights()
+    trainer = rllib_trainer(make_task(learners=2, **changes))
+    try:
+        for mine, theirs in zip(steps(trainer, range(10)), expected):
             assert mine.keys() == theirs.keys()
-            assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+            for name, value in theirs.items():
+                if name.endswith("_max"):  # averaged over optimiser steps by each learner, of its own groups alone
+                    assert 0.5 * value - 1e-4 < mine[name] < value + 1e-4
+                else:
+                    assert mine[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+        for name, value in torch_trainer.weights().items():
+            torch.testing.assert_close(trainer.weights()[name], value, rtol=0, atol=1e-6)
+        assert trainer.updates == torch_trainer.updates
+        assert max(float((value - start[name]).abs().max()) for name, value in trainer.weights().items()) > 1e-3
+    finally:
+        trainer.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_an_error_in_one_of_two_learners_ends_the_run_and_is_the_one_that_is_told(make_task):
+    """The other one waits for its gradients: without a word from anybody, half an hour."""
+    task = make_task(learners=2)
+    trainer = rllib_trainer(task)
+    learn = trainer.algorithm._learn
+
+    def learn_from_a_wrong_group(batch):
+        first, *_ = minibatches(len(batch), task.config, task.seed, 0)
+        batch.old_logp[first.reshape(2, -1)[1]] -= 1.0  # the second learner's share
+        return learn(batch)
+
+    trainer.algorithm._learn = learn_from_a_wrong_group
+    try:
+        with pytest.raises(RuntimeError, match="drew from another policy"):
+            trainer.step(0)
+    finally:
+        trainer.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_an_env_runner_that_hangs_is_started_again(make_task, tmp_path):
+    command = tmp_path / "command"
+    reward = RewardConfig(f"{__name__}:commanded", args={"command": str(command), "driver": os.getpid()})
+    rewards = (RewardConfig("rule"), RewardConfig("rank"), reward)
+    torch_trainer = TorchTrainer(make_task(rewards=rewards))
+    trainer = rllib_trainer(make_task(rewards=rewards, env_runners=2))
+    group = trainer.algorithm.env_runner_group
+    try:
+        assert trainer.step(0) == torch_trainer.step(0)
+        command.write_text("hang")
+        trainer.algorithm.patience = 3.0
+        assert trainer.step(1) == torch_trainer.step(1)
+        assert group.num_healthy_remote_env_runners() == 1
+        assert not group._worker_manager.num_outstanding_async_reqs(), "it is still waited for"
+        end = time.monotonic() + 60.0
+        while group.num_healthy_remote_env_runners() < 2:
+            assert time.monotonic() < end, "it did not come back"
+            group.probe_unhealthy_env_runners()
+        assert trainer.step(2) == torch_trainer.step(2)
+        assert_alike(trainer, torch_trainer)
+    finally:
+        trainer.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_two_learners_are_put_where_another_trainer_stands(make_task, tmp_path):
+    task = make_task(learners=2, reference_every=1, staleness=1)
+    torch_trainer = TorchTrainer(task)
+    steps(torch_trainer, range(2))
+    trainer = rllib_trainer(task)
+    try:
+        steps(trainer, range(1))
         resumed(torch_trainer, tmp_path / "half", trainer)
         assert_alike(trainer, torch_trainer)
         steps(trainer, range(2, STEPS))
         steps(torch_trainer, range(2, STEPS))
         for name, value in torch_trainer.weights().items():
-            torch.testing.assert_close(trainer.weights()[name], value, rtol=0, atol=1e-5)
-        assert trainer.updates == torch_trainer.updates
+            torch.testing.assert_close(trainer.weights()[name], value, rtol=0, atol=1e-6)
     finally:
         trainer.close()
 
@@ -286,42 +342,46 @@ def test_settings_that_cannot_run_are_refused(make_task, changes, message):
 
 @pytest.mark.usefixtures("cluster")
 def test_more_workers_than_cpus_are_refused(make_task):
-    with pytest.raises(ValueError, match="too few CPUs for 5"):
+    with pytest.raises(ValueError, match="too few CPUs: the run wants 5"):
         rllib_trainer(make_task(env_runners=5))
 
 
 class Workers:
-    """Remote workers for ``collect``, in this process: ``lost`` never answer, ``stale`` hold other weights."""
+    """Two remote workers for ``Draw``, in this process; those that are ``lost`` never answer."""
 
-    def __init__(self, task: RlTask, lost: set[int], stale: set[int]):
+    def __init__(self, task: RlTask, lost: set[int]):
         self.samplers = {number: ChunkSampler(task) for number in (1, 2)}
-        self.lost, self.stale, self.asked = lost, stale, 0
+        self.lost, self.asked = lost, 0
+        self.requests: dict[int, dict] = {}
 
-    def numbers(self) -> list[int]:
+    def healthy(self) -> list[int]:
         return list(self.samplers)
 
-    def ask(self, numbers: list[int], requests: list[dict]) -> list[Reply]:
+    def send(self, tag: str, requests: dict[int, dict]) -> None:
         self.asked += 1
-        for number in numbers:
-            self.samplers[number].engine.version = -1 if number in self.stale else 0
-        answering = [(n, request) for n, request in zip(numbers, requests) if n not in self.lost]
-        return [self.samplers[number].sample_remotely(**request) for number, request in answering]
+        self.requests = requests
 
-    def send_weights(self) -> None:
-        self.stale = set()
+    def answers(self, tag: str) -> list[Reply]:
+        answering = {n: request for n, request in self.requests.items() if n not in self.lost}
+        return [self.samplers[number].sample_remotely(**request) for number, request in answering.items()]
 
 
-@pytest.mark.parametrize(
-    ("lost", "stale", "asked"), [(set(), set(), 1), ({1}, set(), 2), ({1, 2}, set(), 1), (set(), {2}, 2), ({1}, {2}, 2)]
-)
-def test_chunks_are_collected_in_order_whoever_fails(make_task, lost, stale, asked):
+@pytest.mark.parametrize(("lost", "asked"), [(set(), 1), ({1}, 2), ({1, 2}, 1)])
+def test_chunks_are_collected_in_order_whoever_fails(make_task, lost, asked):
     task = make_task()
     rows, local = np.arange(10, 21), ChunkSampler(task)
-    workers = Workers(task, lost, stale)
-    groups, figures = collect(rows, 5, local, workers.numbers, workers.ask, workers.send_weights)
-    alone, expected = collect(rows, 5, local, list, workers.ask, workers.send_weights)
+    workers = Workers(task, lost)
+    groups, figures = draw(task, rows).gather(workers, local)
+    nobody = Workers(task, set())
+    nobody.samplers = {}
+    alone, expected = draw(task, rows).gather(nobody, local)
     for field in dataclasses.fields(groups):
         assert np.array_equal(getattr(groups, field.name), getattr(alone, field.name))
     assert np.array_equal(groups.history, local.contexts.history[rows])
     assert all(np.array_equal(figures[name], expected[name]) for name in expected)
     assert workers.asked == asked
+
+
+def draw(task: RlTask, rows: np.ndarray) -> Draw:
+    """A rollout with the weights that the workers have."""
+    return Draw.of("tag", rows, task.config.chunk, {"seed": 5, "version": 0})

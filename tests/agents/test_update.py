@@ -10,7 +10,7 @@ from toy import toy_episodes, toy_policy, toy_table
 
 from sidgym.agents import update
 from sidgym.agents.checkpoint import save_policy
-from sidgym.agents.config import RlConfig
+from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.agents.engine import TorchEngine
 from sidgym.agents.microbatches import Accumulated, group_tokens
 from sidgym.agents.objectives import OBJECTIVES
@@ -189,11 +189,21 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+CASES = [(objective, setting) for objective in ("grpo", "nll") for setting in SETTINGS]
+CASES += [(name, "free" if name == "format_ecpo" else "trie") for name in sorted(OBJECTIVES.keys() - {"grpo", "nll"})]
+"""What an objective reads is the same in every setting: one for each, and all for two."""
+
+
+def objective_config(objective, setting):
+    rewards = (*CONFIG.rewards, RewardConfig("format")) if objective == "format_ecpo" else CONFIG.rewards
+    more = {"rewards": rewards, **SETTINGS[setting]}
+    return replace(CONFIG, objective=objective, kl_weight=0.1, nll_weight=0.3, **more)
+
+
+@pytest.mark.parametrize(("objective", "setting"), CASES)
 def test_gradient_is_that_of_replicated_prompts(monkeypatch, objective, setting):
     """With targets in the same pass and a KL term, for every objective."""
-    config = replace(CONFIG, objective=objective, kl_weight=0.1, nll_weight=0.3, **SETTINGS[setting])
+    config = objective_config(objective, setting)
     policy, batch, reference = drawn(config, count=3)
     loss, metrics = group_loss(policy, batch, config, reference)
     got = gradient(policy, loss)
@@ -214,10 +224,9 @@ def accumulated(policy, batch, config, reference):
     return step, torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize(("objective", "setting"), CASES)
 def test_microbatches_add_up_to_the_whole(objective, setting):
-    config = replace(CONFIG, objective=objective, kl_weight=0.1, nll_weight=0.3, **SETTINGS[setting])
+    config = objective_config(objective, setting)
     policy, batch, reference = drawn(config)
     whole, expected = accumulated(policy, batch, config, reference)
     assert len(whole.parts) == 1
@@ -294,11 +303,12 @@ def test_a_rollout_of_another_policy_is_refused_before_anything_changes(tmp_path
     unchecked.step(0)
     # Every update but the first of a rollout is off the policy that drew it; that is what the ratios are for.
     on_policy = trainer(tmp_path)
-    assert on_policy.step(0)["sampling/logp_difference_max"] > 1e-3
+    figures = on_policy.step(0)
+    assert figures["sampling/logp_difference_max"] < 1e-5 < 1e-3 < figures["sampling/drift_max"]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_the_rollouts_own_log_probabilities_are_those_of_the_update(setting):
+def test_the_rollouts_own_log_probabilities_are_those_of_the_update(setting, monkeypatch):
     config = replace(CONFIG, parity_tolerance=1e-5, **SETTINGS[setting])
     policy, batch, _ = drawn(config)
     older = perturbed(policy)
@@ -307,7 +317,44 @@ def test_the_rollouts_own_log_probabilities_are_those_of_the_update(setting):
         check_parity(policy, group_forward(policy, batch, config), config)
     half = toy_policy(policy.table, scale=6.0)
     half.model.to(torch.bfloat16)
-    check_parity(half, group_forward(policy, batch, config), config)
+    forward = group_forward(policy, batch, config)
+    for coarse, settings in ((half, config), (policy, replace(config, precision="bfloat16"))):
+        monkeypatch.setattr(update, "COARSE", 100.0)
+        check_parity(coarse, forward, settings)
+        monkeypatch.setattr(update, "COARSE", 1e-4)
+        with pytest.raises(RuntimeError, match=r"expected at most 0\.0001"):
+            check_parity(coarse, forward, settings)
+
+
+def test_groups_of_older_weights_are_not_compared():
+    config = replace(CONFIG, parity_tolerance=1e-5)
+    policy, batch, _ = drawn(config)
+    forward = group_forward(policy, batch, config)
+    check_parity(policy, forward, config, fresh=np.zeros(len(batch), dtype=bool))
+    with pytest.raises(RuntimeError, match="drew from another policy"):
+        check_parity(policy, forward, config, fresh=np.arange(len(batch)) == 2)
+
+
+def test_a_batch_says_what_drew_it():
+    policy, reward, episodes, engine = world()
+    engine.load_weights(policy.model.state_dict(), 11)
+    for mode in ("beam", "sample", "top_k", "dynamic", "stochastic_beam"):
+        config = replace(CONFIG, mode=mode, top_k=2)
+        batch, _ = rollout_groups(episodes, engine, reward, config, seed=0)
+        assert batch.version.tolist() == [11] * 8
+        np.testing.assert_array_equal(batch.context, episodes.index)
+        assert batch.weight.shape == (8, 6)
+        assert (batch.weight == 1).all() == (mode not in ("top_k", "stochastic_beam"))
+        metrics = group_loss(policy, batch, config)[1]
+        assert 0 <= metrics["sampling/logp_difference_mean"] <= metrics["sampling/logp_difference_max"] < 1e-5
+
+
+def test_the_mean_difference_is_over_codes_that_exist():
+    policy, batch, _ = drawn(CONFIG)
+    batch.valid[:, 3:] = False
+    forward = group_forward(policy, batch, CONFIG)
+    drift = (forward.inputs.logp.detach() - forward.inputs.old_logp)[:, :3].abs()
+    assert forward.metrics["sampling/logp_difference_mean"] == pytest.approx(float(drift.mean()), rel=1e-5)
 
 
 def test_nan_does_not_pass_for_parity():

@@ -6,8 +6,8 @@ earned the same there would be nothing to compare, so every reward has a group t
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import fields, replace
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.agents.engine import TorchEngine
 from sidgym.agents.policy import Policy
 from sidgym.agents.rl import RlTask, save_episodes
-from sidgym.agents.rllib_parts import ChunkSampler, collect
+from sidgym.agents.rllib_parts import ChunkSampler, Draw, Reply
 from sidgym.agents.update import GroupBatch, apply_gradients, group_loss, make_optimizer, rollout_groups
 from sidgym.envs.logged import demonstration_store
 from sidgym.envs.preference import LoggedPreference
@@ -100,15 +100,28 @@ def task(tmp_path_factory) -> RlTask:
     return RlTask(str(folder / "sft"), str(folder / "contexts.npz"), 0, config, **paths, **arrays)
 
 
+@dataclass
+class Pool:
+    """The workers of ``pool`` as those of a ``Draw``."""
+
+    task: RlTask
+    pool: list[ProcessPoolExecutor]
+    waiting: list[Future] = field(default_factory=list)
+
+    def healthy(self) -> list[int]:
+        return list(range(len(self.pool)))
+
+    def send(self, tag: str, requests: dict[int, dict]) -> None:
+        self.waiting = [self.pool[worker].submit(answer, self.task, asked) for worker, asked in requests.items()]
+
+    def answers(self, tag: str) -> list[Reply]:
+        return [future.result() for future in self.waiting]
+
+
 def sampled(task: RlTask, pool: list[ProcessPoolExecutor]):
     """All contexts, 7 chunks, rolled out by the workers of ``pool``, or by this process if there are none."""
-    local = ChunkSampler(task)
-
-    def ask(chosen, requests):
-        waiting = [pool[worker].submit(answer, task, request) for worker, request in zip(chosen, requests)]
-        return [future.result() for future in waiting]
-
-    return collect(np.arange(20), SEED, local, lambda: list(range(len(pool))), ask, lambda: None)
+    draw = Draw.of("tag", np.arange(20), task.config.chunk, {"seed": SEED, "version": 0})
+    return draw.gather(Pool(task, pool), ChunkSampler(task))
 
 
 def earned(task: RlTask, pool: list[ProcessPoolExecutor]) -> list[Candidates]:
@@ -142,8 +155,8 @@ def same_bits(one: np.ndarray, other: np.ndarray, name: str) -> None:
 
 
 def same(one, many) -> None:
-    for field in fields(GroupBatch):
-        np.testing.assert_array_equal(getattr(one[0], field.name), getattr(many[0], field.name), err_msg=field.name)
+    for own in fields(GroupBatch):
+        np.testing.assert_array_equal(getattr(one[0], own.name), getattr(many[0], own.name), err_msg=own.name)
     assert one[1].keys() == many[1].keys()
     for name, values in one[1].items():
         np.testing.assert_array_equal(values, many[1][name], err_msg=name)

@@ -240,11 +240,28 @@ def test_two_processes_cannot_build_one_stage(tmp_path: Path) -> None:
 
 def test_resumable_work_of_other_inputs_is_moved_aside(tmp_path: Path) -> None:
     def stop(work: Path) -> None:
-        (work / "progress").write_text("half")
+        (work / "training/checkpoint-000002").mkdir(parents=True)
+        (work / "training/checkpoint-000002/training.json").write_text("half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_stage(tmp_path / "a", "a", "1", stop, resumable=True)
     run_stage(tmp_path / "a", "a", "2", lambda work: None, resumable=True)
-    assert (tmp_path / "a.partial-1" / "progress").read_text() == "half"
-    assert not (tmp_path / "a" / "progress").exists()
+    assert (tmp_path / "a.partial-1/training/checkpoint-000002/training.json").read_text() == "half"
+    assert not (tmp_path / "a" / "training").exists()
+
+
+def test_resumable_work_that_failed_before_it_began_is_cleaned_up(tmp_path: Path) -> None:
+    def stop(work: Path) -> None:
+        (work / "training/checkpoint-000000").mkdir(parents=True)
+        (work / "training/checkpoint-000000/training.json").write_text("the policy it starts from")
+        raise ValueError
+
+    left = tmp_path / "a.partial-0"  # by an older version
+    left.mkdir()
+    for inputs in ("1", "2"):
+        with pytest.raises(ValueError):
+            run_stage(tmp_path / "a", "a", inputs, stop, resumable=True)
+        assert names(tmp_path) == {"a.partial"}
+    run_stage(tmp_path / "a", "a", "3", lambda work: None, resumable=True)
+    assert names(tmp_path) == {"a"}
