@@ -56,6 +56,7 @@ def test_wheel_holds_every_module_and_nothing_else(unpacked):
     for layer in SOURCES[1:]:
         expected |= {f"sidgym/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / layer).rglob("*.py")}
     expected |= {f"sidgym/launch/configs/{path.name}" for path in (ROOT / "launch" / "configs").glob("*.toml")}
+    expected |= {f"sidgym/launch/cluster/{path.name}" for path in (ROOT / "launch" / "cluster").iterdir()}
     found = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     assert {name for name in found if ".dist-info/" not in name} == expected
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in found)
