@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,18 @@ def run_config(config: str, out: Path, arguments: Sequence[str]) -> dict[str, An
     }
 
 
-def main(config: str, description: str, quick: Sequence[str], full: Sequence[str], data_path: bool = False) -> None:
-    """Command line of a benchmark that runs one configuration; the last line printed is its JSON."""
+def main(
+    config: str,
+    description: str,
+    quick: Sequence[str],
+    full: Sequence[str],
+    data_path: bool = False,
+    more: Callable[[Path], dict[str, Any]] | None = None,
+) -> None:
+    """Command line of a benchmark that runs one configuration; the last line printed is its JSON.
+
+    ``more`` gets the run's folder and returns what else belongs into the result.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a small smoke run, whose figures mean nothing")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the full run")
@@ -107,6 +117,8 @@ def main(config: str, description: str, quick: Sequence[str], full: Sequence[str
         if data_path:
             given += ["--data.path", options.data_path or str(_toy_amazon(Path(scratch) / "raw"))]
         result = run_config(config, out, given)
+        if more is not None:
+            result |= more(out / config)
     if data_path and options.data_path:
         result["command"] = result["command"].replace(options.data_path, "DATA")
     if options.keep and not options.quick:

@@ -55,7 +55,7 @@ def main(
         "machine": machine(),
         "versions": {"sidgym": sidgym.__version__}
         | {package: importlib.metadata.version(package) for package in (*PACKAGES, *packages)},
-        "wall_seconds": round(time.perf_counter() - start, 1),
+        "wall_seconds": round(time.perf_counter() - start, 3),
     }
     text = json.dumps(result)
     if options.out:

@@ -29,7 +29,7 @@ NAMES = {
 """Systems of the tables, in their order."""
 
 DEMO = ("hr@10", "ndcg@10", "preference@1", "preference@10", "percent@1", "percent@10")
-SCRIPTS = ("environments", "throughput", "next_token_sb3", "next_token_rllib", "sessions")
+SCRIPTS = ("environments", "throughput", "next_token_sb3", "next_token_rllib", "sessions", "scaling", "soak")
 """Stored results of scripts that are no pipeline."""
 AMAZON = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50")
 
@@ -72,6 +72,7 @@ def readme() -> str:
         table(amazon, AMAZON),
         differences(amazon, ("ndcg@10",)),
         *throughput(stored["throughput"]),
+        learners(stored["scaling"], stored["soak"]),
         *environments(stored["environments"]),
         agents([stored["next_token_sb3"], stored["next_token_rllib"]]),
         *sessions(stored["sessions"]),
@@ -127,6 +128,27 @@ def performance() -> str:
             f"Peak memory of an update of two contexts: {known}. With {copies['group']} copies of each prompt it is "
             f"{copies['replicated'] / 2**20:,.0f} MiB.",
         ]
+    )
+
+
+def learners(scaling: Mapping[str, Any], soak: Mapping[str, Any]) -> str:
+    """What Ray costs, brings and survives."""
+    runners, seconds = scaling["runners"], soak["seconds_to_next"]
+    compared = soak["kills_compared_bit_for_bit"]
+    assert soak["weights_and_metrics_equal"], "the sentence below says so"
+    return (
+        f"**Learners on Ray** (`python benchmarks/scaling.py`, `make soak`; {scaling['machine']}). All that is neither "
+        "rollout, reward, forward, backward nor optimiser step is "
+        f"{100 * scaling['rllib_overhead_share']:.1f} % of an iteration inside RLlib, at the demonstration's size, and "
+        f"{100 * scaling['torch_overhead_share']:.1f} % without Ray. Two env runners, a core each, roll out "
+        f"{scaling['runners_2_vs_1']:.2f} times as much as one "
+        f"[{min(runners['ratios']):.2f}, {max(runners['ratios']):.2f}]; two processes on that machine do "
+        f"{runners['limit']:.2f} times the work of one. After ten iterations two learners differ from one by "
+        f"{scaling['learners_2_max_weight_diff']:.1e}. {soak['kills']} processes and nodes were killed at random "
+        f"moments and all runs went on; those of {compared} kills, all but the vLLM engines', ended with the weights "
+        "and metrics of an undisturbed run bit for bit. Seconds until the next iteration: "
+        + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in seconds.items())
+        + "."
     )
 
 

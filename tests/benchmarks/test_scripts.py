@@ -12,12 +12,16 @@ import sidgym.benchmarks
 
 FOLDER = Path(sidgym.benchmarks.__file__).parent
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text())
-PIPELINES = {"demo", "amazon_scientific"}
+PIPELINES = {"demo", "amazon_scientific", "objectives", "objectives_scientific"}
 EXPECTED = {
     "environments": ("next_item_vs_sync", "session_vs_sync", "step_10m_vs_10k"),
     "next_token_sb3": ("percent_of_oracle",),
     "next_token_rllib": ("percent_of_oracle",),
     "sessions": ("systems",),
+    "objective_figures": ("weights", "ecpo_largest_weight_worse", "gbpo_largest_factor_to_bce"),
+    "scaling": ("rllib_overhead_share", "runners_2_vs_1", "learners_2_max_weight_diff"),
+    "projection": ("models", "cluster"),
+    "soak": ("kills", "seconds_to_next", "weights_and_metrics_equal"),
     "throughput": (
         "rollout_vs_hf",
         "update_vs_replicated",
@@ -79,7 +83,14 @@ def the_same_work_is_done_faster(figures):
         assert figures["vllm_parity_max_logp_diff"] < 5e-4
 
 
+def workers_change_nothing(figures):
+    assert figures["learners_2_max_weight_diff"] <= 1e-6
+    assert figures["rllib_max_weight_diff"] == 0
+    assert figures["runners"] is None or figures["runners"]["same_groups"]
+
+
 CHECKS = {
+    "scaling": workers_change_nothing,
     "next_token_sb3": agent_has_learned,
     "next_token_rllib": agent_has_learned,
     "environments": native_is_faster,

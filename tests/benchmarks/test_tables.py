@@ -53,6 +53,17 @@ def test_stored_figures_of_scripts_are_full_ones(name):
     assert result["machine"]
 
 
+def test_ray_costs_brings_and_survives_what_is_promised():
+    scaling, soak = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("scaling", "soak"))
+    assert scaling["rllib_overhead_share"] <= 0.1
+    assert scaling["runners_2_vs_1"] >= 1.7
+    assert len(scaling["runners"]["ratios"]) >= 5
+    assert scaling["learners_2_max_weight_diff"] <= 1e-6
+    assert soak["kills"] >= 20
+    assert soak["weights_and_metrics_equal"]
+    assert set(soak["seconds_to_next"]) == {"env_runner", "learner", "driver", "node", "vllm"}
+
+
 def test_the_environments_are_as_fast_as_promised():
     result = json.loads((RESULTS / "environments.json").read_text())
     assert result["next_item_vs_sync"] >= 50

@@ -20,7 +20,13 @@ from sidgym.launch.config import (
     validate,
 )
 
-SHIPPED = {"amazon_scientific": RunConfig, "demo": RunConfig, "sessions": RunConfig}
+SHIPPED = {
+    "amazon_scientific": RunConfig,
+    "demo": RunConfig,
+    "objectives": RunConfig,
+    "objectives_scientific": RunConfig,
+    "sessions": RunConfig,
+}
 
 
 def write(folder: Path, text: str, name: str = "demo.toml") -> Path:
@@ -263,7 +269,7 @@ def test_what_toml_cannot_hold_is_refused():
         ("[data]\nsplit='leave_one_out'\nrl_share = 1.5", r"data\.rl_share: expected at most 1, got 1\.5"),
         ("[data]\nsplit='random'", r"data\.split: expected one of by_user, leave_one_out, chronological; got 'random'"),
         ("[arms.one]\ngroup_size = 1", r"arms\.one\.group_size: a group of one"),
-        ("[arms.one]\nmode = 'greedy'", r"arms\.one\.mode: expected one of beam, sample, stochastic_beam, free; got"),
+        ("[arms.one]\nmode = 'greedy'", r"arms\.one\.mode: expected one of beam, sample, top_k, dynamic, .*free; got"),
         ("[rl]\ncombine = 'product'", r"rl\.combine: expected one of sum, each; got 'product'"),
         ("[rl]\nenvironment = 'feed'", r"rl\.environment: expected one of next_item, page, session; got 'feed'"),
         ("[rl]\ndiscount = 1.5", r"rl\.discount: expected between 0 and 1, got 1\.5"),
@@ -278,6 +284,10 @@ def test_what_toml_cannot_hold_is_refused():
         (
             "[rl]\nenvironment = 'session'\nnll_weight = 0.1",
             r"rl\.nll_weight: a session has no logged targets",
+        ),
+        (
+            "[arms.one]\nenvironment = 'session'\nobjective = 'grpo_sr'",
+            r"arms\.one\.nll_weight: a session has no logged targets.*got 0\.1",
         ),
         (
             "[rl]\nmode = 'stochastic_beam'\nnormalise = 'vocab'",
@@ -296,6 +306,7 @@ def test_what_toml_cannot_hold_is_refused():
         ("[rl]\nobjective = 'my.mod:'", r"rl\.objective: expected a registered name or package\.module:name"),
         ("[rl]\ngroup_size = 1\n[[rl.rewards]]\nname='rule'", r"rl\.group_size: a group of one"),
         ("[arms.nll]\nrewards = []", r"arms\.nll: expected at least one reward or an nll_weight above 0"),
+        ("address = 'ray://head:10001'", r"address: expected auto or host:port of the head of a Ray cluster"),
         ("[policy]\nheads = 3", r"policy\.hidden_size: expected a multiple of policy\.heads = 3, got 64"),
         ("[policy]\ndropout = 1.0", r"policy\.dropout: expected less than 1"),
     ],
