@@ -253,7 +253,9 @@ def unknown_item(raw):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"), [(cut_short, "Toy.inter.json"), (drop_text, "3"), (unknown_item, "999")], ids=lambda x: str(x)
+    ("damage", "said"),
+    [(cut_short, "Toy.inter.json"), (drop_text, "3"), (unknown_item, "999")],
+    ids=lambda x: getattr(x, "__name__", x),
 )
 def test_broken_files_are_named_and_leave_nothing(tmp_path, capfd, damage, said):
     write_amazon(tmp_path / "raw")
