@@ -252,17 +252,16 @@ def unknown_item(raw):
     path.write_text(json.dumps(log))
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [(cut_short, "Toy.inter.json"), (drop_text, "3"), (unknown_item, "999")],
-    ids=lambda x: getattr(x, "__name__", x),
-)
-def test_broken_files_are_named_and_leave_nothing(tmp_path, capfd, damage, said):
+BROKEN = {cut_short: "Toy.inter.json", drop_text: "3", unknown_item: "999"}
+
+
+@pytest.mark.parametrize("damage", BROKEN, ids=lambda damage: damage.__name__)
+def test_broken_files_are_named_and_leave_nothing(tmp_path, capfd, damage):
     write_amazon(tmp_path / "raw")
     damage(tmp_path / "raw")
     config = write_config(tmp_path, AMAZON)
     message = refused(capfd, "run", config, "--data.path", str(tmp_path / "raw"), "--out", str(tmp_path / "runs"))
-    assert said in message
+    assert BROKEN[damage] in message
     assert not [p for p in (tmp_path / "runs").rglob("*") if p.is_file()]
 
 
