@@ -8,8 +8,8 @@ from sidgym.benchmarks.runs import main
 
 QUICK = """
 --policy.hidden-size 32 --policy.intermediate-size 64 --policy.layers 1 --policy.heads 2 --policy.kv-heads 1
---sid.codes 16 --sft.epochs 2 --rl.steps 5 --rl.eval-users 100 --sft.eval-users 100 --eval.max-users 100
---eval.bootstrap 200 --log.wandb disabled
+--sid.codes 16 --sft.epochs 2 --rl.steps 3 --rl.eval-users 100 --sft.eval-users 100 --eval.max-users 100
+--eval.bootstrap 200 --log.wandb disabled --workers 1
 """.split()  # noqa: SIM905 - a command line reads better as one
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def by_catalogue(rounds: int, steps: int, seed: int) -> dict[str, float]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All comparisons, for the first seed."""
     torch.set_num_threads(1)
-    rounds, steps = (3, 20) if options.quick else (15, 50)
+    rounds, steps = (1, 20) if options.quick else (15, 50)
     seed = options.seeds[0]
     names = {name: name.removeprefix("SIDGym/").removesuffix("-v0") for name in ENVIRONMENTS}
     figures = {short: against_sync(name, rounds, steps, seed) for name, short in names.items()}

@@ -13,7 +13,7 @@ from sidgym.benchmarks.runs import main
 
 QUICK = """
 --data.users 300 --data.items 200 --sid.codes 16 --sft.epochs 2 --preference.epochs 2 --eval.bootstrap 200
---rl.steps 3 --rl.eval-every 3 --log.wandb disabled
+--rl.steps 3 --rl.eval-every 3 --rl.contexts-per-step 16 --rl.minibatch 8 --log.wandb disabled --workers 1
 """.split()  # noqa: SIM905 - a command line reads better as one
 TRAINING = ("reward", "kl/k2", "entropy", "rollout/unique_items", "rollout/valid", "grad_norm", "ratio_max")
 """Figures of training iterations. Over beams, which are no draws, the mean of ``k1`` can be negative and that of ``k3``

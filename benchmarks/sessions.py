@@ -41,7 +41,7 @@ MARKS = {
 }
 DIFFERENCES = (("rl", "sft"), ("rl", "rl_logged_pages"), ("rl", "rl_immediate"))
 SHOPPERS, QUICK_SHOPPERS = 2000, 100
-QUICK = "--data.users 150 --data.items 150 --sft.epochs 1 --rl.steps 2 --eval.bootstrap 50".split()  # noqa: SIM905
+QUICK = "--data.users 150 --data.items 150 --sft.epochs 1 --rl.steps 2 --eval.bootstrap 50 --workers 1".split()  # noqa: SIM905
 JUDGE_SEED = 10_000
 """Added to a run's seed: nobody who is judged with was trained on."""
 

@@ -34,9 +34,11 @@ from sidgym.benchmarks import script
 VICTIMS = ("env_runner", "learner", "driver", "node")
 TITLES = {"env_runner": "ray::GroupEnvRunner", "learner": "ray::_WrappedExecutable", "vllm": "ray::VllmRunner"}
 """How Ray names the processes of actors."""
-STEPS = 60
+STEPS, QUICK_STEPS = 60, 15
 PATIENCE = 240.0
 """Seconds without a new iteration after which a run counts as stuck."""
+PLAIN = ["--rl.backend", "torch", "--rl.env-runners", "0", "--rl.learners", "0"]
+"""Options of a run without Ray."""
 OBJECT_STORE = 80 * 2**20  # bytes of each node
 NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": OBJECT_STORE}
 
@@ -228,13 +230,13 @@ def one_run(
         run.close()
 
 
-def compare(whole: Path, other: Path) -> None:
+def compare(whole: Path, other: Path, steps: int = STEPS) -> None:
     """Raises ``Stuck`` unless two finished runs have the same weights and metrics, and each iteration once."""
     one, two = whole / "soak/rl", other / "soak/rl"
     for name in ("model.safetensors", "metrics.jsonl"):
         if (one / name).read_bytes() != (two / name).read_bytes():
             raise Stuck(f"{name} differs between {one} and {two}")
-    check_accounts(two / "metrics.jsonl", STEPS)
+    check_accounts(two / "metrics.jsonl", steps)
 
 
 def check_accounts(metrics: Path, steps: int, groups: int = 16) -> None:
@@ -249,19 +251,23 @@ def check_accounts(metrics: Path, steps: int, groups: int = 16) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs with kills until there were enough."""
-    kills = 1 if options.quick else options.kills
+    kills, steps = (1, QUICK_STEPS) if options.quick else (options.kills, STEPS)
+    shorter = ["--rl.steps", str(steps)]
+    run = [*shorter, "--rl.env-runners", "1"] if options.quick else shorter
     events: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sidgym-soak-") as name, ray_cluster() as cluster:
         root = Path(name)
         prepare(root / "prepared")
-        one_run(root / "prepared", root / "whole", cluster)
+        # The plain trainer's bits are RLlib's, and there sooner.
+        one_run(root / "prepared", root / "whole", cluster, options=PLAIN + shorter if options.quick else shorter)
         vllm = importlib.util.find_spec("vllm") is not None and not options.quick
         while len(events) < kills:
             seed = options.seeds[0] + len(events)
             order = np.random.default_rng(seed).permutation(VICTIMS)[: kills - len(events)].tolist()
             folder = root / f"run-{len(events)}"
-            events += [{"seed": seed, **event} for event in one_run(root / "prepared", folder, cluster, order, seed)]
-            compare(root / "whole", folder)
+            done = one_run(root / "prepared", folder, cluster, order, seed, run, steps)
+            events += [{"seed": seed, **event} for event in done]
+            compare(root / "whole", folder, steps)
             shutil.rmtree(folder)
             print(f"{len(events)} of {kills} kills, all made good", file=sys.stderr, flush=True)
         if vllm:

@@ -273,7 +273,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All comparisons, for the first seed."""
     torch.set_num_threads(1)
     quick, seed = options.quick, options.seeds[0]
-    case, small, rounds = (Case(contexts=16), Case(contexts=4), 2) if quick else (Case(), Case(), 5)
+    case, small, rounds = (Case(contexts=6), Case(contexts=2), 2) if quick else (Case(), Case(), 5)
     figures = heart(case, small, rounds, seed)
     result = {
         "case": {**asdict(case), "prompt_tokens": case.prompt_tokens},
@@ -284,7 +284,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "iteration_vs_minionerec": figures["iteration"]["minionerec_ratio"],
         "token_limit": case.limit,
         **vllm_figures(case, rounds, seed),
-        **mask_shares(Case(), max(rounds, 3), seed),
+        **mask_shares(case if quick else Case(), max(rounds, 3), seed),
         **figures,
         "vocabulary_151936": again(
             f"{WORDS} words",

@@ -10,6 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray's workers are polite by default, and beside a second test process polite ones hardly ever get a turn.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
@@ -25,6 +27,16 @@ settings.load_profile("sidgym")
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+LONGEST = ("test_scripts.py", "test_wheel.py", "test_rllib.py", "test_failures.py")
+"""Files that go first: with several processes, a long one that begins last leaves the others without work."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, everything else in its order."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 def pytest_sessionstart() -> None:

@@ -12,7 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("sidgym", "sid", "envs", "agents", "benchmarks", "launch")
 RUN_AGAINST_WHEEL = ("sid", "envs", "agents", "benchmarks", "launch")
-"""Folders of tests that are run once more, against the wheel; what is marked slow is run on the checkout only."""
+"""Folders of tests that are run once more, against the wheel; what is marked slow or starts Ray is run on the checkout
+only, but for ``ON_RAY``."""
+
+ON_RAY = "tests/agents/test_rllib.py::test_one_env_runner_gives_the_bits_of_none"
+"""Whether Ray's workers find the wheel, too."""
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +76,8 @@ def test_suite_passes_against_the_wheel_outside_the_checkout(unpacked, tmp_path)
     for name in RUN_AGAINST_WHEEL:
         shutil.copytree(ROOT / "tests" / name, tmp_path / "tests" / name, ignore=shutil.ignore_patterns("__pycache__"))
     folders = [f"tests/{name}" for name in RUN_AGAINST_WHEEL]
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", "not slow", *folders]
     # conftest.py refuses to start unless sidgym comes from this folder.
-    output = run(command, tmp_path, PYTHONPATH=str(unpacked), SIDGYM_WHEEL=str(unpacked), PYTHONDONTWRITEBYTECODE="1")
-    assert " passed" in output
+    where = {"PYTHONPATH": str(unpacked), "SIDGYM_WHEEL": str(unpacked), "PYTHONDONTWRITEBYTECODE": "1"}
+    for what in (["-m", "not slow and not ray", *folders], [ON_RAY]):
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *what]
+        assert " passed" in run(command, tmp_path, **where)

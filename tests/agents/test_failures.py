@@ -42,13 +42,13 @@ def test_three_seeded_kills_change_no_bit(tmp_path):
     """An env runner, the learner and the driver of one run. The undisturbed run is the plain trainer's."""
     pytest.importorskip("ray")
     soak.prepare(tmp_path / "prepared")
-    plain = ["--rl.backend", "torch", "--rl.env-runners", "0", "--rl.learners", "0"]
+    steps = 28  # of which every victim is killed within seven, and the last seven see the end
+    shorter, victims = ["--rl.steps", str(steps)], ("env_runner", "learner", "driver")
     with soak.ray_cluster() as cluster:
-        soak.one_run(tmp_path / "prepared", tmp_path / "whole", cluster, options=plain)
-        victims = ("env_runner", "learner", "driver")
-        events = soak.one_run(tmp_path / "prepared", tmp_path / "disturbed", cluster, victims, seed=5)
+        soak.one_run(tmp_path / "prepared", tmp_path / "whole", cluster, options=soak.PLAIN + shorter)
+        events = soak.one_run(tmp_path / "prepared", tmp_path / "disturbed", cluster, victims, 5, shorter, steps)
     assert [event["victim"] for event in events] == list(victims)
-    soak.compare(tmp_path / "whole", tmp_path / "disturbed")
+    soak.compare(tmp_path / "whole", tmp_path / "disturbed", steps)
 
 
 @pytest.fixture

@@ -127,7 +127,11 @@ def test_the_slurm_script_starts_the_head_then_the_others_then_the_run(tmp_path)
 def prepared(tmp_path_factory) -> Path:
     """A run whose stages before RL are built."""
     folder = tmp_path_factory.mktemp("prepared")
-    main(["sft", write_config(folder, TINY.replace('backend = "torch"', 'backend = "rllib"')), "--out", str(folder)])
+    # As in the shipped configurations, only the main arm is spread over the cluster.
+    text = TINY.replace('backend = "torch"', 'backend = "rllib"').replace(
+        "[arms.nll_only]", '[arms.nll_only]\nbackend = "torch"'
+    )
+    main(["sft", write_config(folder, text), "--out", str(folder)])
     main(["rl", str(folder / "tiny.toml"), "--out", str(folder / "torch"), "--rl.backend", "torch"])
     return folder
 

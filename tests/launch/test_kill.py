@@ -1,6 +1,7 @@
 """Kill -9 in the middle of RL, then --resume: the weights of a run that was never stopped."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,19 +26,28 @@ def wait_for_checkpoint(process: "subprocess.Popen[bytes]", training: Path, leas
         time.sleep(0.01)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """What the plain trainer, which no one stopped, came to: RLlib comes to the same."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_config(folder, TINY)
+    assert start(folder, "whole").wait() == 0
+    return folder / "whole/tiny"
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("backend", ["torch", "rllib"])
-def test_killed_and_resumed(tmp_path, backend):
+def test_killed_and_resumed(whole, tmp_path, backend):
     write_config(tmp_path, TINY.replace('backend = "torch"', f'backend = "{backend}"'))
-    assert start(tmp_path, "whole").wait() == 0
+    shutil.copytree(whole, tmp_path / "halves/tiny", ignore=shutil.ignore_patterns("rl"))  # all that comes before RL
     process = start(tmp_path, "halves")
     wait_for_checkpoint(process, tmp_path / "halves/tiny/rl.partial/training", 8)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "halves/tiny/rl").exists(), "a killed run leaves no result that looks finished"
     assert start(tmp_path, "halves", "--resume").wait() == 0
-    whole, halves = tmp_path / "whole/tiny/rl", tmp_path / "halves/tiny/rl"
-    assert (whole / "model.safetensors").read_bytes() == (halves / "model.safetensors").read_bytes()
-    assert (whole / "metrics.jsonl").read_text() == (halves / "metrics.jsonl").read_text()
+    halves = tmp_path / "halves/tiny/rl"
+    assert (whole / "rl/model.safetensors").read_bytes() == (halves / "model.safetensors").read_bytes()
+    assert (whole / "rl/metrics.jsonl").read_text() == (halves / "metrics.jsonl").read_text()
