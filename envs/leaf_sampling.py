@@ -5,6 +5,7 @@ What ``spaces.TrieSpace`` samples by; no Gymnasium. Left out: policies, which th
 Symbols: N items, R rows, S leaves a row.
 """
 
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -35,10 +36,14 @@ class ByItems:
     """Every allowed item equally often."""
 
     def __init__(self, trie: Trie) -> None:
-        self.leaf_start = trie.leaf_start.numpy()
-        self.num_items = len(trie.leaf_items)
+        self.trie, self.num_items = trie, trie.num_allowed_items
         # With one item on every leaf, the place of an item is its leaf.
         self.one_to_one = self.num_items == trie.num_leaves and trie.max_leaf_items == 1
+
+    @cached_property
+    def leaf_start(self) -> np.ndarray:
+        """First item of every leaf, and the end: (num_leaves + 1,)."""
+        return self.trie.leaf_start.numpy()
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """See ``LeafLaw``."""

@@ -53,7 +53,7 @@ class TrieSpace(gymnasium.Space[NDArray[np.int64]]):
         self._hash: str | None = None
         if distinct and not self.leading:
             raise ValueError("TrieSpace: distinct is about the last axis of leading; leading must not be ()")
-        self._check_enough(_leaves_allowed(self.trie) if distinct else 0)
+        self._check_enough(self.trie.num_allowed_leaves if distinct else 0)
         super().__init__(shape=(*self.leading, trie.depth), dtype=np.int64, seed=seed)
 
     @property
@@ -85,7 +85,7 @@ class TrieSpace(gymnasium.Space[NDArray[np.int64]]):
                 expected = (self.trie.num_items,)
                 raise ValueError(f"TrieSpace.sample: expected a mask over items {expected}, got {mask.shape}")
             part = self.trie.restrict(mask.astype(bool))
-            self._check_enough(_leaves_allowed(part) if self.distinct else 0)
+            self._check_enough(part.num_allowed_leaves if self.distinct else 0)
             law = self._law_of(part)
         elif probability is not None:
             law = ByProbability(self.trie, np.asarray(probability, np.float64))
@@ -95,7 +95,7 @@ class TrieSpace(gymnasium.Space[NDArray[np.int64]]):
             leaves = draw_distinct(law, rows, self.leading[-1], self.np_random).reshape(-1)
         else:
             leaves = law.draw(int(np.prod(self.leading, dtype=np.int64)), self.np_random)
-        return _codes_of_leaves(self.trie, leaves).reshape(self.shape)
+        return self.trie.codes_of(torch.from_numpy(leaves)).numpy().reshape(self.shape)
 
     @cached_property
     def _law(self) -> LeafLaw:
@@ -147,7 +147,7 @@ class TrieSpace(gymnasium.Space[NDArray[np.int64]]):
     def __repr__(self) -> str:
         trie = self.trie
         how = f"{self.uniform}, distinct" if self.distinct else self.uniform
-        return f"TrieSpace(shape={self.shape}, items={len(trie.leaf_items)}, sizes={trie.sizes}, {how})"
+        return f"TrieSpace(shape={self.shape}, items={trie.num_allowed_items}, sizes={trie.sizes}, {how})"
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied; the tables that sampling makes are made again."""
@@ -158,22 +158,6 @@ class TrieSpace(gymnasium.Space[NDArray[np.int64]]):
         twin = copy(self)
         twin._np_random = deepcopy(self._np_random, memo)
         return twin
-
-
-def _leaves_allowed(trie: Trie) -> int:
-    """How many different SIDs the trie allows."""
-    return trie.num_leaves if trie.allowed is None else int(np.count_nonzero(np.diff(trie.leaf_start.numpy())))
-
-
-def _codes_of_leaves(trie: Trie, leaves: np.ndarray) -> NDArray[np.int64]:
-    """SIDs of leaves, read upwards: (count,) -> (count, L)."""
-    code, parent = trie.code.numpy(), trie.parent.numpy()
-    node = leaves + int(trie.level_start[trie.depth])
-    codes = np.empty((len(leaves), trie.depth), dtype=np.int64)
-    for level in reversed(range(trie.depth)):
-        codes[:, level] = code[node]
-        node = parent[node]
-    return codes
 
 
 @batch_space.register(TrieSpace)

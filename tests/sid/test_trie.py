@@ -166,6 +166,34 @@ def test_missing_nodes_stay_missing() -> None:
     assert trie.leaf_of_node(torch.tensor([0, -1, int(leaf_node)])).tolist() == [-1, -1, 0]
 
 
+@pytest.mark.parametrize("collide", [False, True])
+def test_numbers_beyond_the_trie_are_nothing(collide: bool) -> None:
+    codes = np.array([[0, 1, 2], [0, 1, 2 if collide else 3], [1, 0, 0], [1, 0, 3]])
+    whole = Trie.from_codes(codes, (2, 2, 4))
+    for trie in (whole, whole.restrict(np.array([0, 2]))):
+        leaves, nodes = trie.num_leaves, trie.num_nodes
+        assert (trie.items_of(torch.tensor([leaves, 999, -1, -2])) == -1).all()
+        assert trie.items_of(torch.tensor([0]))[0, 0] == 0
+        assert trie.reaches_one(torch.tensor([nodes - 1, nodes, 999, -1, -2]))[1:].tolist() == [False] * 4
+        assert trie.leaf_of_node(torch.tensor([nodes - 1, nodes, 999, -1, -2])).tolist() == [leaves - 1, -1, -1, -1, -1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), st.sampled_from([0, 2**25]), st.sampled_from([0, 2**14]), st.data())
+def test_dead_rows_are_empty_and_change_no_other(
+    case: tuple[np.ndarray, tuple[int, ...], np.ndarray, np.ndarray], entries: int, slots: int, data: st.DataObject
+) -> None:
+    codes, sizes, some, _ = case
+    with mock.patch.multiple(trie_module, DENSE_ENTRIES=entries, FEW_SLOTS=slots):
+        whole = Trie.from_codes(codes, sizes)
+        for trie in (whole, whole.restrict(some)):
+            for level in range(trie.depth):
+                nodes = whole.path(torch.from_numpy(codes))[:, level]
+                dead = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(nodes), max_size=len(nodes))))
+                mask = trie.children_mask(torch.where(dead, -1, nodes), level)
+                assert torch.equal(mask, trie.children_mask(nodes, level) & ~dead[:, None])
+
+
 def test_node_of_another_level_is_refused() -> None:
     with pytest.raises(ValueError, match="another level"):
         example().children_mask(torch.tensor([0]), 1)
@@ -178,7 +206,7 @@ def test_restrict_takes_masks_and_refuses_nonsense() -> None:
     by_mask = trie.restrict(np.array([False, True, False, True]))
     assert by_mask.content_hash() == trie.restrict(np.array([3, 1, 1])).content_hash() != trie.content_hash()
     assert by_mask.max_leaf_items == 1
-    assert by_mask.code is trie.code
+    assert by_mask.edge_code is trie.edge_code
     with pytest.raises(ValueError, match="no allowed item"):
         trie.restrict(np.array([]))
     with pytest.raises(ValueError, match=r"\[0, 4\)"):
