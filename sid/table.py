@@ -1,6 +1,7 @@
-"""The item-code table: which item has which Semantic ID, with its provenance, on disk and in MiniOneRec's format.
+"""The item-code table: which item has which Semantic ID, with its provenance, on disk and with new items.
 
-Left out: how codes are made (``tokenizers``) and how collisions are resolved (``collisions``).
+Left out: how codes are made (``tokenizers``), how collisions are resolved (``collisions``, ``extension``), and the
+index formats of other projects (``index_formats``).
 
 Symbols: N items, L levels.
 """
@@ -8,7 +9,6 @@ Symbols: N items, L levels.
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from sidgym.sid.collisions import leaf_counts
+from sidgym.sid.reassign import Costs
 from sidgym.sid.trie import Trie, check_codes
 
 SCHEMA_VERSION = 1
 """Of the directory that ``SidTable.save`` writes; raised when its files change their meaning."""
 
-TOKEN = re.compile(r"<([a-z])_(0|[1-9][0-9]{0,8})>")
-"""A code as a token: level letter, code."""
+TRIE_FILE = "trie.safetensors"
+MAPPED_FROM = 100_000
+"""Items from which on a saved table has its trie beside it, in a file that all processes of a machine share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +65,15 @@ class SidTable:
 
     @cached_property
     def trie(self) -> Trie:
-        """The trie of these SIDs, on the CPU; built on first use."""
-        return Trie.from_codes(self.codes, self.sizes)
+        """The trie of these SIDs, on the CPU; on first use built, or opened where ``save`` left it beside the table.
+
+        A file that is damaged or of another table is passed over with a warning.
+        """
+        from sidgym.sid.trie_file import open_belonging
+
+        stored = self.__dict__.get("_stored_trie")  # path and content hash; see ``load``
+        opened = open_belonging(*stored) if stored else None
+        return Trie.from_codes(self.codes, self.sizes) if opened is None else opened
 
     def tokens(self) -> list[list[str]]:
         """Token strings by level: ``tokens()[l][c]`` is code ``c`` of level ``l``, such as ``<a_12>`` (MiniOneRec)."""
@@ -82,7 +91,10 @@ class SidTable:
         return digest.hexdigest()
 
     def save(self, directory: str | Path) -> None:
-        """Write ``codes.safetensors`` and ``table.json``, each through a temporary file that is then renamed."""
+        """Write ``codes.safetensors`` and ``table.json``, each through a temporary file that is then renamed.
+
+        From ``MAPPED_FROM`` items on ``trie.safetensors`` as well, which a loaded table uses instead of building one.
+        """
         from safetensors.numpy import save
 
         directory = Path(directory)
@@ -94,17 +106,28 @@ class SidTable:
             "item_ids": self.item_ids.tolist(),
             "metadata": self.metadata,
         }
+        if self.num_items >= MAPPED_FROM:
+            header["trie_hash"] = self.trie.content_hash()
         text = json.dumps(header, allow_nan=False)  # fails before anything is written
         write_atomically(directory / "codes.safetensors", save({"codes": np.ascontiguousarray(self.codes)}))
+        if self.num_items >= MAPPED_FROM:
+            self.trie.save(directory / TRIE_FILE)
+        else:
+            (directory / TRIE_FILE).unlink(missing_ok=True)  # of a larger table that stood here
         write_atomically(directory / "table.json", text.encode())
 
     @classmethod
     def load(cls, directory: str | Path) -> "SidTable":
-        """Read what ``save`` wrote; ``ValueError`` for another schema version, damaged files or a wrong hash."""
+        """Read what ``save`` wrote; ``ValueError`` for another schema version, damaged files or a wrong hash.
+
+        ``FileNotFoundError`` where there is no ``table.json`` at all.
+        """
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
         directory = Path(directory)
+        if not (directory / "table.json").exists():
+            raise FileNotFoundError(f"{directory}: expected an item-code table, but there is no table.json")
         header = read_json_object(directory / "table.json")
         if header.get("schema_version") != SCHEMA_VERSION:
             found = header.get("schema_version")
@@ -112,8 +135,10 @@ class SidTable:
         try:
             codes = load((directory / "codes.safetensors").read_bytes())["codes"]
             ids = np.array(header["item_ids"], dtype=str)
+            if not isinstance(header["metadata"], dict):
+                raise TypeError(f"metadata: expected an object, got {header['metadata']!r}")
             table = cls(codes, tuple(header["sizes"]), ids, header["metadata"])
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise ValueError(f"{directory}: damaged or incomplete item-code table ({error}); build it again") from error
         if table.content_hash() != header.get("content_hash"):
             stored = header.get("content_hash")
@@ -121,75 +146,46 @@ class SidTable:
                 f"{directory}: expected content hash {stored}, got {table.content_hash()}; "
                 "codes.safetensors and table.json do not belong together or were changed; build it again"
             )
+        table.__dict__["_stored_trie"] = (directory.resolve() / TRIE_FILE, str(header.get("trie_hash", "")))
         return table
 
-    def to_index_json(self, path: str | Path) -> None:
-        """Write MiniOneRec's ``*.index.json``: item id -> list of L tokens, in the order of the items."""
-        tokens = self.tokens()
-        rows = {
-            name: [tokens[level][code] for level, code in enumerate(row)]
-            for name, row in zip(self.item_ids.tolist(), self.codes.tolist())
-        }
-        write_atomically(Path(path), json.dumps(rows).encode())
-
-    @classmethod
-    def from_index_json(cls, path: str | Path, item_ids: Sequence[str] | np.ndarray | None = None) -> "SidTable":
-        """Read a MiniOneRec or LC-Rec ``*.index.json``: item id -> ``["<a_12>", "<b_3>", ...]``.
+    def extend(
+        self,
+        item_ids: Sequence[str] | np.ndarray,
+        codes: np.ndarray,
+        costs: Costs | None = None,
+        collisions: str = "",
+        sizes: Sequence[int] | None = None,
+        provenance: dict[str, Any] | None = None,
+    ) -> "SidTable":
+        """The table with M new items behind the old ones, whose SIDs never change; the hash does.
 
         Args:
-            path: the file.
-            item_ids: (N,) ids of the catalogue, whose order the rows take; without it the file's ids in numerical
-                order if all are integers, else in the file's order.
+            item_ids: (M,) names that the table does not hold yet.
+            codes: (M, L) integers, as the table's tokeniser encodes the new items; without the level that counts
+                collisions where the table has one (``extra_level``). A code at or beyond the table's size of a level
+                adds codes to that level.
+            costs: what a code costs a new item (rows 0 to M - 1), for ``reassign``.
+            collisions: how new items get free SIDs; empty for the table's own policy. ``extra_level`` goes on counting,
+                ``reassign`` shares out what is free in a prefix (or beside it) at the least cost, ``keep`` lets items
+                share, ``forbid`` raises.
+            sizes: codes on each level of the tokeniser, where they are more than the largest new code says.
+            provenance: JSON values for the metadata, whose list ``extensions`` gets one entry a call: policy, items,
+                first row, hash of the table before, sizes before and after, how many items did not get the codes that
+                they were given, and with costs the mean distortion before and after.
 
-        ``sizes`` is the largest code of the whole file + 1 on each level. Raises ``ValueError`` for truncated JSON, an
-        entry that is no list, a malformed token, letters out of order, unequal numbers of levels, or catalogue ids that
-        the index lacks.
+        Raises ``ValueError`` for ids or codes that do not fit, for a table whose metadata has no policy where none is
+        given, and where no SID is free.
         """
-        rows = read_json_object(Path(path))
-        if not rows:
-            raise ValueError(f"{path}: expected at least one item, got an empty index")
-        parsed = {name: parse_tokens(tokens, f"{path}: item {name!r}") for name, tokens in rows.items()}
-        levels = len(next(iter(parsed.values())))
-        unequal = [name for name, row in parsed.items() if len(row) != levels]
-        if unequal:
-            raise ValueError(
-                f"{path}: expected {levels} levels for every item as for the first, but {len(unequal)} items differ, "
-                f"first {unequal[0]!r} with {len(parsed[unequal[0]])}"
-            )
-        names = index_order(list(parsed)) if item_ids is None else [str(name) for name in item_ids]
-        missing = [name for name in names if name not in parsed]
-        if missing:
-            raise ValueError(
-                f"{path}: {len(missing)} of {len(names)} catalogue ids are not in the index, first {missing[:5]}; "
-                "expected the index of this very catalogue"
-            )
-        largest = np.array(list(parsed.values()), dtype=np.int64).max(axis=0)
-        codes = np.array([parsed[name] for name in names], dtype=np.int64).reshape(len(names), levels)
-        metadata = {"tokenizer": "index", "index": Path(path).name, "items_in_index": len(parsed)}
-        return cls(codes, tuple(int(code) + 1 for code in largest), np.array(names, dtype=str), metadata)
+        from sidgym.sid.extension import extended
 
+        return extended(self, item_ids, codes, costs, collisions, sizes, provenance)
 
-def parse_tokens(tokens: Any, where: str) -> list[int]:
-    """Codes of one item's tokens ``["<a_12>", "<b_3>", ...]``; ``ValueError`` that starts with ``where``."""
-    if not isinstance(tokens, list) or not tokens:
-        raise ValueError(f"{where}: expected a list of tokens such as ['<a_12>', '<b_3>'], got {tokens!r}")
-    if len(tokens) > len(ascii_lowercase):
-        raise ValueError(f"{where}: at most {len(ascii_lowercase)} levels have a letter, got {len(tokens)}")
-    codes = []
-    for letter, token in zip(ascii_lowercase, tokens):
-        match = TOKEN.fullmatch(token) if isinstance(token, str) else None
-        if match is None:
-            raise ValueError(f"{where}: malformed token {token!r}; expected a form such as <a_12>")
-        if match[1] != letter:
-            raise ValueError(f"{where}: level letters must run a, b, c ...; expected <{letter}_...>, got {token!r}")
-        codes.append(int(match[2]))
-    return codes
+    def to_index_json(self, path: str | Path) -> None:
+        """Write MiniOneRec's ``*.index.json``; see ``index_formats``, which knows other forms as well."""
+        from sidgym.sid.index_formats import write_index
 
-
-def index_order(names: list[str]) -> list[str]:
-    """Names in numerical order if all are integers, else as given."""
-    integers = all(re.fullmatch(r"-?[0-9]+", name) for name in names)
-    return sorted(names, key=int) if integers else names
+        write_index(self, path, "index_json")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -204,7 +200,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         return found
 
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        # A byte order mark, which some editors write, is no damage.
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON, perhaps truncated ({error}); fetch or write it again") from error
     if not isinstance(value, dict):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidgym.sid.collisions import COLLISIONS, forbid, resolve_collisions
+from sidgym.sid.collisions import COLLISIONS, forbid, number_in_group, resolve_collisions
 
 CODES = np.array([[0, 1], [1, 0], [0, 1], [0, 1], [1, 0], [1, 1]])
 SIZES = (2, 2)
@@ -21,6 +21,11 @@ def lose_an_item(codes: np.ndarray, sizes: tuple[int, ...]) -> tuple[np.ndarray,
     return codes[1:], sizes
 
 
+@given(st.lists(st.integers(-2, 3), max_size=20))
+def test_rows_are_numbered_inside_their_group(group: list[int]) -> None:
+    assert number_in_group(np.array(group, np.int64)).tolist() == [group[:i].count(one) for i, one in enumerate(group)]
+
+
 @pytest.mark.parametrize("policy", sorted(COLLISIONS))
 def test_contract(policy: str) -> None:
     distinct = np.array([[0, 1], [1, 0], [1, 1]])
@@ -28,7 +33,9 @@ def test_contract(policy: str) -> None:
     assert codes[:, :2].tolist() == distinct.tolist()
     assert sizes[:2] == SIZES
     assert codes.dtype == np.int64
+    weighed = {"changed_items": 0, "changed_prefixes": 0} if policy == "reassign" else {}
     assert report == {
+        **weighed,
         "policy": policy,
         "items": 3,
         "colliding_items": 0,

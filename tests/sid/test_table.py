@@ -1,6 +1,7 @@
 """The item-code table on disk and in the index format."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidgym.sid.index_formats import read_index
 from sidgym.sid.table import SidTable, write_atomically
 
 
@@ -42,6 +44,49 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "sid").iterdir()) == ["codes.safetensors", "table.json"]
 
 
+@pytest.fixture
+def mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a table that counts as large."""
+    monkeypatch.setattr("sidgym.sid.table.MAPPED_FROM", 3)
+    example().save(tmp_path / "sid")
+    return tmp_path / "sid"
+
+
+def test_a_large_table_has_its_trie_beside_it(mapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sorted(p.name for p in mapped.iterdir()) == ["codes.safetensors", "table.json", "trie.safetensors"]
+    built, loaded = example(), SidTable.load(mapped)
+    with monkeypatch.context() as patch:
+        patch.setattr("sidgym.sid.trie.Trie.from_codes", None)  # it is opened
+        trie = loaded.trie
+        twin = pickle.loads(pickle.dumps(loaded))
+        assert twin.trie._source.path == mapped / "trie.safetensors"  # and what is sent names the file
+    del trie.__dict__["_hash"]
+    assert trie.content_hash() == twin.trie.content_hash() == built.trie.content_hash()
+    assert loaded.content_hash() == built.content_hash()
+    (mapped / "trie.safetensors").unlink()
+    assert SidTable.load(mapped).trie.content_hash() == built.trie.content_hash()
+
+
+def test_a_trie_file_that_is_damaged_or_of_another_table_is_not_used(mapped: Path) -> None:
+    path, expected = mapped / "trie.safetensors", example().trie.content_hash()
+    whole = path.read_bytes()
+    for content in (whole[:-3], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        path.write_bytes(content)
+        with pytest.warns(UserWarning, match=r"trie\.safetensors cannot be used, so the trie is built again"):
+            assert SidTable.load(mapped).trie.content_hash() == expected
+    SidTable(np.array([[0, 1], [2, 0], [1, 1]]), (3, 2), np.array(["x", "y", "z"])).trie.save(path)
+    with pytest.warns(UserWarning, match="the trie of another table"):
+        trie = SidTable.load(mapped).trie
+    assert trie.content_hash() == expected
+    assert len(pickle.dumps(trie)) > 1000  # it has no file
+
+
+def test_a_small_table_leaves_no_trie_of_a_larger_one(mapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidgym.sid.table.MAPPED_FROM", 4)
+    example().save(mapped)
+    assert sorted(p.name for p in mapped.iterdir()) == ["codes.safetensors", "table.json"]
+
+
 def test_hash_sees_codes_sizes_and_ids() -> None:
     table = example()
     others = [
@@ -70,6 +115,40 @@ def test_load_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text(whole)
     (tmp_path / "codes.safetensors").write_bytes((tmp_path / "codes.safetensors").read_bytes()[:-4])
     with pytest.raises(ValueError, match="damaged or incomplete"):
+        SidTable.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"sizes": None},
+        {"sizes": ["x", 2]},
+        {"sizes": [2, 1]},
+        {"item_ids": None},
+        {"item_ids": ["x"]},
+        {"metadata": None},
+        {"metadata": []},
+        {"content_hash": None},
+    ],
+)
+def test_a_damaged_header_is_named(tmp_path: Path, changed: dict[str, Any]) -> None:
+    example().save(tmp_path)
+    header = json.loads((tmp_path / "table.json").read_text())
+    (key,) = changed
+    for broken in ({**header, **changed}, {one: value for one, value in header.items() if one != key}):
+        (tmp_path / "table.json").write_text(json.dumps(broken))
+        with pytest.raises(ValueError) as caught:
+            SidTable.load(tmp_path)
+        assert str(tmp_path) in str(caught.value)
+        assert "build it again" in str(caught.value)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"expected an item-code table, but there is no table\.json"):
+        SidTable.load(tmp_path)
+    example().save(tmp_path)
+    (tmp_path / "codes.safetensors").unlink()
+    with pytest.raises(ValueError, match="damaged or incomplete item-code table"):
         SidTable.load(tmp_path)
 
 
@@ -103,23 +182,23 @@ def test_index_json_round_trip(tmp_path_factory: pytest.TempPathFactory, data: s
     table = SidTable(codes, tuple(codes.max(axis=0) + 1), ids)
     path = tmp_path_factory.mktemp("index") / "toy.index.json"
     table.to_index_json(path)
-    back = SidTable.from_index_json(path, ids)
+    back = read_index(path, ids)
     assert back.content_hash() == table.content_hash()
-    by_number = SidTable.from_index_json(path)
+    by_number = read_index(path)
     assert by_number.item_ids.tolist() == [str(n) for n in range(len(codes))]
     assert np.array_equal(by_number.codes, codes[np.argsort(ids.astype(int))])
 
 
 def test_index_order_and_sizes(tmp_path: Path) -> None:
     numbers = write_index(tmp_path / "n.json", {"10": ["<a_1>", "<b_0>"], "9": ["<a_4>", "<b_2>"]})
-    table = SidTable.from_index_json(numbers)
+    table = read_index(numbers)
     assert table.item_ids.tolist() == ["9", "10"]
     assert table.codes.tolist() == [[4, 2], [1, 0]]
     assert table.sizes == (5, 3)
     # A catalogue may hold fewer items than the index; the vocabulary stays the file's.
-    assert SidTable.from_index_json(numbers, ["10"]).sizes == (5, 3)
+    assert read_index(numbers, ["10"], unknown="drop").sizes == (5, 3)
     words = write_index(tmp_path / "w.json", {"b": ["<a_1>"], "10": ["<a_0>"], "a": ["<a_1>"]})
-    assert SidTable.from_index_json(words).item_ids.tolist() == ["b", "10", "a"]
+    assert read_index(words).item_ids.tolist() == ["b", "10", "a"]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +222,7 @@ def test_bad_index_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.index.json"
     path.write_text(text)
     with pytest.raises(ValueError) as caught:
-        SidTable.from_index_json(path)
+        read_index(path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
 
@@ -151,7 +230,7 @@ def test_bad_index_is_refused(tmp_path: Path, text: str, message: str) -> None:
 def test_missing_catalogue_ids_are_named(tmp_path: Path) -> None:
     path = write_index(tmp_path / "i.json", {"0": ["<a_1>"]})
     with pytest.raises(ValueError, match=r"2 of 3 catalogue ids are not in the index, first \['1', '2'\]"):
-        SidTable.from_index_json(path, ["0", "1", "2"])
+        read_index(path, ["0", "1", "2"])
 
 
 @pytest.mark.parametrize(
