@@ -35,7 +35,7 @@ from sidgym.envs.records import Episodes
 from sidgym.envs.rewards import RewardContext, RewardSum
 from sidgym.envs.splits import split, training_log
 from sidgym.sid.config import SidConfig
-from sidgym.sid.embed import EMBEDDERS
+from sidgym.sid.embed import make_embedder
 from sidgym.sid.table import SidTable
 from sidgym.sid.tokenizers import build_table
 
@@ -71,7 +71,8 @@ def write_task(folder: Path, seed: int) -> RlTask:
     dataset = load_dataset(data, seed)
     splits = split(dataset, data, seed)
     log = training_log(dataset.interactions, splits)
-    embeddings = EMBEDDERS[sid.embedder](dataset.catalogue.texts(), sid.embedding_dim, seed)
+    texts = dataset.catalogue.texts()
+    embeddings = make_embedder(sid, seed).fit(texts).embed(texts)
     np.save(folder / "embeddings.npy", embeddings)
     np.save(folder / "popularity.npy", np.bincount(log.positives().item, minlength=len(dataset.catalogue)))
     save_episodes(folder / "contexts.npz", splits.rl)

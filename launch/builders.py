@@ -21,10 +21,12 @@ from sidgym.agents.sft import train_sft
 from sidgym.envs.datasets import DataSet, load_dataset
 from sidgym.envs.splits import load_splits, save_splits, split, training_log
 from sidgym.launch.schema import RunConfig, arms_of
-from sidgym.sid.embed import EMBEDDERS
+from sidgym.sid.alignment import ALIGNMENTS, save_alignment
+from sidgym.sid.embed import make_embedder, reads_texts, save_embedder
 from sidgym.sid.registry import resolve
+from sidgym.sid.residual import check_embeddings
 from sidgym.sid.table import SidTable
-from sidgym.sid.tokenizers import build_table
+from sidgym.sid.tokenizers import TOKENIZERS, build_table
 
 Builder = Callable[[RunConfig, Path, Any, str], None]
 
@@ -91,23 +93,62 @@ def build_data(config: RunConfig, work: Path, on_progress: Any, name: str) -> No
 
 
 def build_sid(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
-    """Item embeddings and the item-code table."""
+    """Item embeddings and the item-code table, with the embedder and the tokeniser that new items are coded by."""
     dataset = DataSet.load(config.directory / "data")
-    embeddings = None
-    texts = dataset.catalogue.texts()
-    # A ready-made index needs no embeddings, but rewards that compare items do; a data set without text has none.
-    if not config.sid.index and not any(texts):
-        raise ValueError(f"data set {dataset.name!r} has no item texts to make codes from; give a ready-made sid.index")
-    if not config.sid.index or all(texts):
-        embedder = resolve("embedder", config.sid.embedder, EMBEDDERS)
-        embeddings = embedder(texts, config.sid.embedding_dim, config.seed)
-        np.save(work / "embeddings.npy", embeddings)
-    table = build_table(embeddings, dataset.catalogue.ids, config.sid, config.seed)
+    table = build_table(
+        embed_catalogue(config, dataset, work, on_progress),
+        dataset.catalogue.ids,
+        config.sid,
+        config.seed,
+        categories=dataset.catalogue.categories,
+        on_progress=on_progress,
+        save_to=work / "tokenizer",
+    )
     table.save(work)
     table.to_index_json(work / "index.json")  # MiniOneRec's form, for other tools
     if on_progress:
         sizes = " x ".join(str(size) for size in table.sizes)
         on_progress(1, 1, f"{table.num_items} items, {sizes} codes, {table.collision_count()} in collision")
+
+
+def embed_catalogue(config: RunConfig, dataset: DataSet, work: Path, on_progress: Any) -> np.ndarray | None:
+    """The embeddings that are quantised, (N, D) float32, None where there is no text and nothing needs them.
+
+    Writes ``embeddings.npy`` and ``embedder``; with an alignment also ``text_embeddings.npy``, as they were before it.
+    """
+    texts, seed = dataset.catalogue.texts(), config.seed
+    # Ready-made and category codes need no embeddings, but rewards that compare items do.
+    kind = resolve("tokenizer", config.sid.tokenizer, TOKENIZERS)
+    optional = bool(config.sid.index) or getattr(kind, "reads", "embeddings") != "embeddings"
+    if reads_texts(config.sid) and not all(texts):
+        if optional:
+            return None
+        if not any(texts):
+            raise ValueError(
+                f"data set {dataset.name!r} has no item texts to make codes from; give a ready-made sid.index, or "
+                "embeddings of your own (sid.embedder = 'file')"
+            )
+    # Outside the stage's folder, which does not outlive a kill; what has been encoded serves all runs beside this one.
+    embedder = make_embedder(config.sid, seed, Path(config.out) / "embedding_cache", on_progress).fit(texts)
+    embeddings = check_embeddings(embedder.embed(texts))
+    save_embedder(embedder, work / "embedder", config.sid.embedder)
+    if config.sid.alignment:
+        np.save(work / "text_embeddings.npy", embeddings)
+        # Of RL's contexts alignment knows as little as SFT does, so their targets are as new to the codes.
+        log = load_splits(config.directory / "data").sft
+        user = np.repeat(log.user, np.diff(log.offsets))
+        alignment = resolve("alignment", config.sid.alignment, ALIGNMENTS)(seed, on_progress)
+        alignment.fit(embeddings, user, log.items)
+        save_alignment(alignment, work / "embedder", config.sid.alignment)
+        embeddings = check_embeddings(alignment.transform(embeddings))
+    np.save(work / "embeddings.npy", embeddings)
+    return embeddings
+
+
+def text_embeddings(root: Path) -> Path:
+    """The file of a run's item embeddings by text alone, which rewards compare: alignment must not change them."""
+    path = root / "sid" / "text_embeddings.npy"
+    return path if path.exists() else root / "sid" / "embeddings.npy"
 
 
 def build_sft(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
@@ -138,7 +179,7 @@ def build_preference(config: RunConfig, work: Path, on_progress: Any, name: str)
     model = LoggedPreference.fit(
         training_log(dataset.interactions, splits),
         splits.train_users,
-        np.load(config.directory / "sid" / "embeddings.npy"),
+        np.load(text_embeddings(config.directory)),
         history=config.data.history,
         seed=config.seed,
         epochs=config.preference.epochs,
@@ -167,7 +208,7 @@ def rl_task(config: RunConfig, rl: RlConfig, seed: int) -> RlTask:
         contexts=str(root / "data" / "rl_contexts.npz"),
         seed=seed,
         config=rl,
-        embeddings=existing(root / "sid" / "embeddings.npy"),
+        embeddings=existing(text_embeddings(root)),
         preference=existing(root / "preference" / "model") if config.preference.enabled else "",
         truth=truth,
         popularity=existing(root / "data" / "popularity.npy"),

@@ -28,7 +28,8 @@ from sidgym.launch import builders
 from sidgym.launch.jobs import Job, run_jobs
 from sidgym.launch.schema import RunConfig, arms_of
 from sidgym.launch.stages import Stage
-from sidgym.sid.embed import EMBEDDERS
+from sidgym.sid.alignment import ALIGNMENTS
+from sidgym.sid.embed import EMBEDDERS, make_embedder
 from sidgym.sid.registry import resolve
 from sidgym.sid.tokenizers import TOKENIZERS
 
@@ -71,7 +72,8 @@ def make_plan(config: RunConfig) -> Plan:
         needed[name] = needs
 
     add("data", {"data": asdict(config.data), "files": fingerprint(config.data.path)})
-    add("sid", {"sid": asdict(config.sid), "index": fingerprint(config.sid.index)}, "data")
+    encoder = {"encoder": fingerprint(config.sid.encoder)} if config.sid.encoder else {}
+    add("sid", {"sid": asdict(config.sid), "index": fingerprint(config.sid.index), **encoder}, "data")
     supervised = {"policy": asdict(config.policy), "sft": asdict(config.sft)}
     add("sft", {**supervised, "files": fingerprint(config.policy.path)}, "sid")
     add("sft_all", {**supervised, "files": fingerprint(config.policy.path)}, "sid")
@@ -157,7 +159,10 @@ def check_names(config: RunConfig) -> None:
     """
     resolve("data set", config.data.name, DATASETS)
     resolve("tokenizer", config.sid.tokenizer, TOKENIZERS)
-    resolve("embedder", config.sid.embedder, EMBEDDERS)
+    if "source" in getattr(resolve("embedder", config.sid.embedder, EMBEDDERS), "takes", ()):
+        make_embedder(config.sid, config.seed)  # says what is wrong with the encoder's directory, or the file
+    if config.sid.alignment:
+        resolve("alignment", config.sid.alignment, ALIGNMENTS)
     for name, rl in arms_of(config).items():
         if rl.backend != "torch" and importlib.util.find_spec("ray") is None:
             raise ValueError(

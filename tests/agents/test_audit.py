@@ -32,7 +32,7 @@ from sidgym.envs.datasets import load_dataset
 from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts
 from sidgym.envs.splits import split, training_log
 from sidgym.sid.config import SidConfig
-from sidgym.sid.embed import EMBEDDERS
+from sidgym.sid.embed import tfidf_svd
 from sidgym.sid.tokenizers import build_table
 
 POPULARITY = np.array([0, 1, 10, 100, 1000])
@@ -260,7 +260,7 @@ def shop(tmp_path_factory):
     splits = split(dataset, config, SEED)
     taken = training_log(dataset.interactions, splits).positives().item
     np.save(folder / "popularity.npy", np.bincount(taken, minlength=config.items))
-    vectors = EMBEDDERS["tfidf_svd"](dataset.catalogue.texts(), 32, SEED)
+    vectors = tfidf_svd(dataset.catalogue.texts(), 32, SEED)
     table = build_table(vectors, dataset.catalogue.ids, SidConfig(levels=2, codes=16, embedding_dim=32), SEED)
     model = PolicyConfig(hidden_size=32, intermediate_size=64, layers=1, heads=2, kv_heads=1)
     policy = build_policy(model, table, SEED)
