@@ -14,7 +14,7 @@ the new one, never half of one. Cut off between the two renames of a replacement
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,20 @@ class CheckpointError(ValueError):
     """A checkpoint that is incomplete, cannot be written, or is of another schema or of another catalogue."""
 
 
-def save_policy(directory: Path | str, policy: Policy, info: dict[str, Any] | None = None) -> None:
-    """Writes ``policy`` and its SID table; ``info`` (JSON-able) is kept in ``sidgym.json``."""
+def save_policy(
+    directory: Path | str,
+    policy: Policy,
+    info: dict[str, Any] | None = None,
+    beside: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes ``policy`` and its SID table; ``info`` (JSON-able) is kept in ``sidgym.json``.
+
+    ``beside`` is called with the folder before it takes its name, to write what else belongs into it.
+    """
     with _replacing(Path(directory)) as fresh:
         write_policy(fresh, policy, info)
+        if beside is not None:
+            beside(fresh)
 
 
 def write_policy(directory: Path, policy: Policy, info: dict[str, Any] | None = None) -> None:
@@ -67,6 +77,8 @@ def read_info(directory: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{directory} is no sidgym checkpoint: {why}")
     with _whole(Path(directory)):
         record = json.loads(path.read_text())
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(record).__name__}; restore it from a copy")
     if record.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
             f"{directory}: schema version {record.get('schema_version')!r}, this sidgym reads {SCHEMA_VERSION}"

@@ -4,6 +4,7 @@ Every code is one indivisible token such as ``<b_17>`` (MiniOneRec's form), and 
 out: chat templates and text tasks, which belong to supervised tasks over text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from sidgym.envs.records import PAD_ITEM
 from sidgym.sid.table import SidTable
 
 HISTORY_TOKEN = "<|history|>"
+
+NOISE = 0.1
+"""Standard deviation of what sets new rows apart, as a share of the known rows' own."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +92,34 @@ def resize_embeddings(model: Any, known: int, vocabulary: int, seed: int) -> Non
     ``known`` is the size of the tokenizer before the new tokens: checkpoints often carry spare rows behind it, which
     were never trained and are used first.
 
-    New rows are the mean of the old ones plus noise of a tenth of their standard deviation: they start inside the
-    cloud that the model knows, equally likely as outputs, yet apart from one another so that gradients tell them apart.
+    New rows are drawn by ``start_rows`` around the mean of all old ones: they start inside the cloud that the model
+    knows, equally likely as outputs, yet apart from one another so that gradients tell them apart.
     """
     if vocabulary <= known:
         return
     if vocabulary > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    start_rows(model, [(torch.arange(known), torch.arange(known, vocabulary))], seed)
+
+
+@torch.no_grad()
+def start_rows(model: Any, groups: Sequence[tuple[torch.Tensor, torch.Tensor]], seed: int) -> None:
+    """Draws the rows of new tokens, in the input embeddings and in an output layer that has rows of its own.
+
+    Each of ``groups`` holds places of known tokens and of new ones, which start at the mean of the known ones' rows
+    plus ``NOISE`` times their standard deviation of seeded noise.
+    """
     generator = torch.Generator().manual_seed(seed)
     tables = [model.get_input_embeddings().weight]
     output = model.get_output_embeddings()
     if output is not None and output.weight is not tables[0]:
         tables.append(output.weight)
-    with torch.no_grad():
-        for weight in tables:
-            old = weight[:known].float()
-            noise = torch.randn(vocabulary - known, weight.shape[1], generator=generator)
-            weight[known:vocabulary] = (old.mean(0) + 0.1 * old.std(0) * noise).to(weight.dtype)
+    for weight in tables:
+        for known, new in groups:
+            if len(new) == 0:
+                continue
+            rows = weight[known.to(weight.device)].float().cpu()
+            # One row has no spread; the noise of a level of one code is that of the mean row's own numbers.
+            spread = rows.std(0) if len(rows) > 1 else rows.std().expand(rows.shape[1])
+            drawn = rows.mean(0) + NOISE * spread * torch.randn(len(new), rows.shape[1], generator=generator)
+            weight[new.to(weight.device)] = drawn.to(weight.device, weight.dtype)
