@@ -1,7 +1,8 @@
-"""The command line: ``sidgym run | data | sid | sft | rl | evaluate | recommend``.
+"""The command line: ``sidgym run | data | sid | sft | rl | evaluate | recommend | doctor``.
 
-Each training command takes a TOML file (or the name of a shipped one) and overrides such as ``--rl.objective grpo``.
-Left out: what the commands do (``pipeline``, ``evaluation``, ``estimate``).
+Each training command takes a TOML file (or the name of a shipped one) and overrides such as ``--rl.objective grpo``;
+``sidgym sid`` also has tools (``sid inspect``, ``add``, ``export``, ``import``). Left out: what the commands do
+(``pipeline``, ``evaluation``, ``estimate``, ``sid_tools``, ``doctor``).
 """
 
 import argparse
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sidgym.launch.sid_tools import SID_TOOLS, run_sid_tool
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,20 +42,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_help = bool({"-h", "--help"} & set(given)) and len(given) > 1 and given[0] in STAGE_COMMANDS
-    options, rest = parser.parse_known_args([a for a in given if not (wants_help and a in ("-h", "--help"))])
-    if options.command == "recommend" and rest:
-        parser.error(f"unrecognised arguments: {' '.join(rest)}")
-    if options.command != "recommend" and options.config is None:
-        options.show_help(sys.stdout if wants_help else sys.stderr)
-        raise SystemExit(0 if wants_help else 2)
+    is_tool = given[:1] == ["sid"] and given[1:2] != [] and given[1] in SID_TOOLS
+    if not is_tool:
+        options, rest = parser.parse_known_args([a for a in given if not (wants_help and a in ("-h", "--help"))])
+        if options.command not in STAGE_COMMANDS and rest:
+            parser.error(f"unrecognised arguments: {' '.join(rest)}")
+        if options.command in STAGE_COMMANDS and options.config is None:
+            options.show_help(sys.stdout if wants_help else sys.stderr)
+            raise SystemExit(0 if wants_help else 2)
     try:
-        if options.command == "recommend":
+        if is_tool:
+            run_sid_tool(given[1:])
+        elif options.command == "recommend":
             recommend_file(options)
+        elif options.command == "doctor":
+            from sidgym.launch.doctor import doctor_command
+
+            doctor_command(options.source)
         else:
             run_command(options, [*rest, "--help"] if wants_help else rest)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # whoever read the output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except Exception as error:
         from sidgym.launch.errors import is_user_error
         from sidgym.launch.jobs import JobError
@@ -68,7 +82,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sidgym", description="Generative recommendation by reinforcement learning.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGE_COMMANDS.items():
-        described = f"{text.capitalize()}. Every setting is an option too: sidgym {name} CONFIG --help lists them."
+        described = f"{text[0].upper()}{text[1:]}. "
+        described += f"Every setting is an option too: sidgym {name} CONFIG --help lists them."
+        if name == "sid":
+            tools = "; ".join(f"sidgym sid {tool}: {does}" for tool, does in SID_TOOLS.items())
+            described += f" Tools, each with a --help of its own: {tools}."
         # Without abbreviations: --seed is a setting, not a short --seeds.
         sub = commands.add_parser(name, help=text, description=described, add_help=False, allow_abbrev=False)
         sub.set_defaults(show_help=sub.print_help)
@@ -88,6 +106,8 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--k", type=positive, default=10, help="items a history")
     sub.add_argument("--batch", type=positive, default=64, help="histories a batch")
     sub.add_argument("--allowed", type=Path, help="text file with the item ids that may be recommended, one a line")
+    sub = commands.add_parser("doctor", help="check a whole set-up: tokens, hashes, generation settings, versions")
+    sub.add_argument("source", type=Path, help="a run such as runs/demo, a checkpoint, or a model directory")
     return parser
 
 

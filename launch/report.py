@@ -60,11 +60,11 @@ def write_report(
         reward_components(curves, config_toml, style),
         audit_section(curves, style),
         _examples(examples),
-        _facts("Semantic IDs", tokeniser or {}),
-        _facts("The oracle’s own check", _flat(summary["oracle_report"] or {})),
+        facts_table("Semantic IDs", tokeniser or {}),
+        facts_table("The oracle’s own check", _flat(summary["oracle_report"] or {})),
         _notes([*notes, *summary["notes"]]),
         _configuration(summary, config_toml),
-        _facts("Environment", _flat(summary["environment"])),
+        facts_table("Environment", _flat(summary["environment"])),
     ]
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -180,7 +180,8 @@ def _example(example: Mapping[str, Any]) -> str:
     )
 
 
-def _facts(title: str, facts: Mapping[str, Any]) -> str:
+def facts_table(title: str, facts: Mapping[str, Any]) -> str:
+    """A section of names and values; empty where there are none."""
     if not facts:
         return ""
     rows = "".join(
