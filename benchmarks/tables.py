@@ -29,7 +29,17 @@ NAMES = {
 """Systems of the tables, in their order."""
 
 DEMO = ("hr@10", "ndcg@10", "preference@1", "preference@10", "percent@1", "percent@10")
-SCRIPTS = ("environments", "throughput", "next_token_sb3", "next_token_rllib", "sessions", "scaling", "soak")
+SCRIPTS = (
+    "environments",
+    "throughput",
+    "next_token_sb3",
+    "next_token_rllib",
+    "sessions",
+    "scaling",
+    "soak",
+    "semantic_ids",
+    "trie",
+)
 """Stored results of scripts that are no pipeline."""
 AMAZON = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50")
 

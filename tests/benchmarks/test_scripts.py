@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import sidgym.benchmarks
+from sidgym.sid.tokenizers import TOKENIZERS
 
 FOLDER = Path(sidgym.benchmarks.__file__).parent
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text())
@@ -21,6 +22,15 @@ EXPECTED = {
     "objective_figures": ("weights", "ecpo_largest_weight_worse", "gbpo_largest_factor_to_bce"),
     "scaling": ("rllib_overhead_share", "runners_2_vs_1", "learners_2_max_weight_diff"),
     "projection": ("models", "cluster"),
+    "semantic_ids": ("stores",),
+    "trie": (
+        "build_vs_lexsort",
+        "bytes_per_item",
+        "restrict_vs_lexsort",
+        "toggle_10k_vs_lexsort",
+        "mmap_open_s",
+        "beam_step",
+    ),
     "soak": ("kills", "seconds_to_next", "weights_and_metrics_equal"),
     "throughput": (
         "rollout_vs_hf",
@@ -89,7 +99,25 @@ def workers_change_nothing(figures):
     assert figures["runners"] is None or figures["runners"]["same_groups"]
 
 
+def every_arm_was_judged(figures):
+    arms = figures["stores"]["simulator"]["arms"]
+    assert {arm["tokenizer"] for arm in arms.values()} == set(TOKENIZERS)
+    for arm in arms.values():
+        assert all(0 <= seed["ndcg@10"] <= 1 for seed in arm["per_seed"])
+    assert arms["rq_kmeans"]["ndcg@10_vs_rq_kmeans"] == {"mean": 0, "low": 0, "high": 0}
+    kept, moved = (arms[name]["per_seed"][0]["colliding_items_after"] for name in ("rq_kmeans, keep", "rq_kmeans"))
+    assert moved == 0 < kept
+
+
+def compact_and_opened_at_once(figures):
+    assert figures["bytes_per_item"] <= 16
+    assert figures["mmap_open_s"] < 1
+    assert figures["toggle_10k_vs_lexsort"] < figures["restrict_vs_lexsort"] < figures["build_vs_lexsort"]
+
+
 CHECKS = {
+    "semantic_ids": every_arm_was_judged,
+    "trie": compact_and_opened_at_once,
     "scaling": workers_change_nothing,
     "next_token_sb3": agent_has_learned,
     "next_token_rllib": agent_has_learned,
