@@ -1,7 +1,8 @@
 """Data sets by name: catalogue, log and notes on what the log cannot support.
 
-A reader only yields ``Catalogue`` and ``Interactions``; k-core and time window are shared functions here, splits stand
-in ``splits``. Left out: downloading, and any feature engineering beyond what a reader finds in the files.
+A reader yields ``Catalogue`` and ``Interactions``; time window, k-core and truncation stand in ``filters``, splits in
+``splits``. Readers of raw files (``streaming``) filter while they read, in bounded memory. Left out: downloading, and
+any feature engineering beyond what a reader finds in the files.
 """
 
 import contextlib
@@ -18,13 +19,20 @@ import numpy as np
 import pandas as pd
 
 from sidgym.envs.config import DataConfig
+from sidgym.envs.filters import Ledger, filter_log, k_core, renumbered, select_items, time_window, truncated
 from sidgym.envs.loaders_amazon import read_amazon
+from sidgym.envs.loaders_amazon_reviews import read_amazon_reviews
+from sidgym.envs.loaders_kuairand import read_kuairand
 from sidgym.envs.loaders_minionerec import read_minionerec
+from sidgym.envs.loaders_movielens import read_movielens
+from sidgym.envs.loaders_openonerec import read_openonerec
 from sidgym.envs.records import Catalogue, Interactions
 from sidgym.sid.registry import resolve
 
 if TYPE_CHECKING:
     from sidgym.envs.simulator import Truth
+
+__all__ = ["DATASETS", "DataSet", "k_core", "load_dataset", "renumbered", "select_items", "time_window"]
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"
@@ -81,7 +89,8 @@ class DataSet:
     catalogue: Catalogue
     interactions: Interactions
     truth: "Truth | None" = None
-    notes: tuple[str, ...] = ()  # what the data lacks and what was done to it
+    notes: tuple[str, ...] = ()  # what the data lacks and what was done to it, with the rows in and out of filters
+    filtered: bool = False  # the reader has applied the filters up to the k-core itself
 
     def save(self, directory: str | Path) -> None:
         """Write Parquet files and a JSON manifest into ``directory``, all or nothing; an older save is replaced."""
@@ -125,60 +134,6 @@ def load_catalogue(directory: str | Path) -> Catalogue:
     )
 
 
-def select_items(catalogue: Catalogue, rows: np.ndarray) -> Catalogue:
-    """The given rows of a catalogue, (n,) indices, every optional field carried along."""
-    return Catalogue(
-        ids=catalogue.ids[rows],
-        titles=tuple(catalogue.titles[i] for i in rows),
-        descriptions=tuple(catalogue.descriptions[i] for i in rows),
-        categories=tuple(catalogue.categories[i] for i in rows),
-        price=None if catalogue.price is None else catalogue.price[rows],
-        duration=None if catalogue.duration is None else catalogue.duration[rows],
-    )
-
-
-def renumbered(interactions: Interactions) -> Interactions:
-    """The same events with ``order`` counted from 0 in each user's log; rows must be sorted by user and order."""
-    _, first, inverse = np.unique(interactions.user, return_index=True, return_inverse=True)
-    return replace(interactions, order=np.arange(len(interactions)) - first[inverse])
-
-
-def k_core(catalogue: Catalogue, interactions: Interactions, min_events: int) -> tuple[Catalogue, Interactions]:
-    """Drop users and items with fewer than ``min_events`` positive events, repeatedly, until none is left to drop.
-
-    Users and items are numbered anew without gaps, in the old order; ``min_events`` 0 keeps everything as it is. Raises
-    ``ValueError`` when nothing remains.
-    """
-    if min_events <= 0:
-        return catalogue, interactions
-    users = int(interactions.user.max(initial=-1)) + 1
-    log = interactions
-    while True:
-        good = log.positives()
-        by_user = np.bincount(good.user, minlength=users) >= min_events
-        by_item = np.bincount(good.item, minlength=len(catalogue)) >= min_events
-        keep = by_user[log.user] & by_item[log.item]
-        if keep.all():
-            break
-        log = log.select(keep)
-    if len(log) == 0:
-        raise ValueError(
-            f"no event is left of {len(interactions)}: no user and item with {min_events} positive events each remain; "
-            "lower min_events, or set it to 0 to keep all"
-        )
-    kept = np.flatnonzero(by_item)
-    new_item = np.cumsum(by_item) - 1
-    log = replace(log, user=np.unique(log.user, return_inverse=True)[1], item=new_item[log.item])
-    return select_items(catalogue, kept), renumbered(log)
-
-
-def time_window(interactions: Interactions, start: float, end: float) -> Interactions:
-    """Events with ``start <= time < end``, seconds. Raises ``ValueError`` where the log holds no times."""
-    if interactions.time is None:
-        raise ValueError("this data set has order only, no timestamps: a time window cannot be cut; use the whole log")
-    return renumbered(interactions.select((interactions.time >= start) & (interactions.time < end)))
-
-
 def _simulator(config: DataConfig, seed: int) -> DataSet:
     from sidgym.envs.simulator import SimulatorConfig, simulate
 
@@ -203,11 +158,56 @@ def _minionerec(config: DataConfig, seed: int) -> DataSet:
     return _from_folder("minionerec", read_minionerec, config)
 
 
+Streamed = Callable[[Path, DataConfig, Ledger], tuple[Catalogue, Interactions]]
+
+
+def _streamed(name: str, read: Streamed, config: DataConfig) -> DataSet:
+    ledger = Ledger()
+    if not config.path:
+        raise ValueError(f"data set {name!r} is read from files: set data.path to its folder")
+    catalogue, interactions = read(Path(config.path), config, ledger)
+    return DataSet(name, catalogue, interactions, notes=tuple(ledger.notes), filtered=True)
+
+
+def _amazon_reviews(config: DataConfig, seed: int) -> DataSet:
+    return _streamed("amazon_reviews", read_amazon_reviews, config)
+
+
+def _movielens(config: DataConfig, seed: int) -> DataSet:
+    return _streamed("movielens", read_movielens, config)
+
+
+def _kuairand(config: DataConfig, seed: int) -> DataSet:
+    return _streamed("kuairand", read_kuairand, config)
+
+
+def _openonerec(config: DataConfig, seed: int) -> DataSet:
+    return _streamed("openonerec", read_openonerec, config)
+
+
 DATASETS: dict[str, Callable[[DataConfig, int], DataSet]] = {
     "simulator": _simulator,
     "amazon": _amazon,
     "minionerec": _minionerec,
+    "amazon_reviews": _amazon_reviews,
+    "movielens": _movielens,
+    "kuairand": _kuairand,
+    "openonerec": _openonerec,
 }
+
+ONLY_FOR = {
+    "min_rating": ("amazon_reviews", "movielens"),
+    "clicks": ("kuairand", "openonerec"),
+    "orders": ("kuairand", "openonerec"),
+    "domain": ("openonerec",),
+    "title_words": ("amazon", "minionerec", "amazon_reviews", "movielens", "kuairand"),
+}
+"""Settings that only some of the readers above know."""
+
+LEAST = {"max_events": 0, "title_words": 0, "min_rating": 0, "max_malformed": 0}
+"""Settings that are numbers, and the least that each may be."""
+
+FILTERS = ("start", "end", "max_events", "title_words", "repeats")
 
 
 def check_log(dataset: DataSet) -> None:
@@ -231,21 +231,44 @@ def check_log(dataset: DataSet) -> None:
         )
 
 
-def load_dataset(config: DataConfig, seed: int) -> DataSet:
-    """The data set that ``config`` names, after the k-core of ``config.min_events``.
+def _check_settings(config: DataConfig) -> None:
+    """Raises ``ValueError`` for a number out of range and for a setting that would do nothing to the data set named."""
+    default = DataConfig()
+    for setting, least in LEAST.items():
+        value = getattr(config, setting)
+        most = 1 if setting == "max_malformed" else np.inf
+        if not (least <= value <= most) or value == np.inf:
+            kind = "a share in [0, 1]" if most == 1 else f"a number of at least {least}"
+            raise ValueError(f"data.{setting}: expected {kind}, got {value!r}")
+    for setting, names in ONLY_FOR.items():
+        if getattr(config, setting) != getattr(default, setting) and config.name in DATASETS.keys() - set(names):
+            raise ValueError(
+                f"data.{setting} = {getattr(config, setting)!r} does nothing for data set {config.name!r}: only "
+                f"{', '.join(names)} read it; leave it at {getattr(default, setting)!r}"
+            )
 
-    A data set with ground truth is left whole: its truth is indexed by user and item, and the ``by_user`` split applies
-    ``min_events`` to its users. Raises what the loader raises; ``seed`` only matters to simulators.
+
+def load_dataset(config: DataConfig, seed: int) -> DataSet:
+    """The data set that ``config`` names, filtered as it says; see ``filters`` for the order.
+
+    Rows in and out of every filter are shown on standard error and join the notes. A data set with ground truth is
+    left whole: its truth is indexed by user and item, and the ``by_user`` split applies ``min_events`` to its users.
+    Raises what the loader raises; ``seed`` only matters to simulators.
     """
+    _check_settings(config)
     dataset = resolve("data set", config.name, DATASETS)(config, seed)
     check_log(dataset)
     if dataset.truth is not None:
+        changed = [name for name in FILTERS if getattr(config, name) != getattr(DataConfig(), name)]
+        if changed:
+            raise ValueError(
+                f"data.{changed[0]}: data set {dataset.name!r} has ground truth, which is indexed by user and item, so "
+                f"its log is left whole; leave {', '.join(changed)} at the default"
+            )
         return dataset
-    catalogue, log = k_core(dataset.catalogue, dataset.interactions, config.min_events)
-    if len(log) == len(dataset.interactions) and len(catalogue) == len(dataset.catalogue):
-        return dataset
-    before = (len(np.unique(dataset.interactions.user)), len(dataset.catalogue), len(dataset.interactions))
-    after = (len(np.unique(log.user)), len(catalogue), len(log))
-    counts = ", ".join(f"{old} -> {new} {what}" for old, new, what in zip(before, after, ("users", "items", "events")))
-    return replace(dataset, catalogue=catalogue, interactions=log,
-                   notes=(*dataset.notes, f"{config.min_events}-core: {counts}"))  # fmt: skip
+    ledger = Ledger()
+    catalogue, log = dataset.catalogue, dataset.interactions
+    if not dataset.filtered:
+        catalogue, log = filter_log(catalogue, log, config, ledger)
+    log = truncated(log, config, ledger)
+    return replace(dataset, catalogue=catalogue, interactions=log, notes=(*dataset.notes, *ledger.notes))

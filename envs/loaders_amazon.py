@@ -56,12 +56,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def plain_text(value: Any) -> str:
-    """A text field as one line. Lists, also those written as the string of a Python list, are joined."""
+    """A text field as one line. Lists, also those written as the string of a Python list, are joined. Half a pair of
+    surrogates, which JSON can spell, becomes the sign for what cannot be read."""
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
         with contextlib.suppress(ValueError, SyntaxError):  # text may merely look like a list
             value = ast.literal_eval(value)
     parts = value if isinstance(value, list | tuple) else [value]
-    return re.sub(r"\s+", " ", " ".join(str(part) for part in parts if part)).strip()
+    text = " ".join(str(part) for part in parts if part)
+    return re.sub(r"\s+", " ", text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")).strip()
 
 
 def category_path(value: Any) -> tuple[str, ...]:

@@ -89,9 +89,16 @@ class Episodes:
     feedback: np.ndarray | None = None  # (B, S) int8 what the user did with each item of ``page``, SHOWN at padding
     play_time: np.ndarray | None = None  # (B, S) float32 seconds that each item of ``page`` was played
     taste: np.ndarray | None = None  # (B, 3) int16 the simulator's latent taste; only the oracle's reward may read it
+    # (B, Q) int64 vocabulary ids that ask in words, PAD_ITEM on the left; none: history.
+    prompt: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def question(self) -> np.ndarray:
+        """What a policy is asked, (B, T) or with ``prompt`` (B, T + Q): equal rows are one question."""
+        return self.history if self.prompt is None else np.concatenate([self.history, self.prompt], axis=1)
 
     @property
     def target(self) -> np.ndarray:
@@ -103,11 +110,23 @@ class Episodes:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
+    def spread(self, count: int) -> "Episodes":
+        """At most ``count`` contexts (0: all), evenly spaced: logs are often in an order that means something, so that
+        the first ones would be others than the rest."""
+        size = len(self)
+        return self if not 0 < count < size else self.take(np.arange(count) * size // count)
+
     def trimmed(self) -> "Episodes":
-        """The same contexts without history columns that are padding in every row (at least one column stays)."""
-        used = np.flatnonzero((self.history != PAD_ITEM).any(axis=0))
-        first = used[0] if len(used) else self.history.shape[1] - 1
-        return replace(self, history=self.history[:, first:])
+        """The same contexts without history columns that are padding in every row (at least one column stays), and the
+        like of ``prompt``."""
+        prompt = None if self.prompt is None else _trimmed(self.prompt)
+        return replace(self, history=_trimmed(self.history), prompt=prompt)
+
+
+def _trimmed(rows: np.ndarray) -> np.ndarray:
+    """Rows (B, T) without the columns on the left that are padding in all of them; at least one column stays."""
+    used = np.flatnonzero((rows != PAD_ITEM).any(axis=0))
+    return rows[:, used[0] if len(used) else rows.shape[1] - 1 :]
 
 
 @dataclass(frozen=True)

@@ -183,8 +183,9 @@ def leave_one_out(dataset: DataSet, config: DataConfig, seed: int) -> Splits:
 def chronological(dataset: DataSet, config: DataConfig, seed: int) -> Splits:
     """Three global times cut the positive events by share into SFT, RL, validation and test, in this order.
 
-    Contexts are each user's first label in a period. A label belongs to the period of its first positive. Raises
-    ``ValueError`` where the log has no times or where they run backwards inside a user's log.
+    Contexts are each user's first label in a period. A label belongs to the period of its first positive. With
+    ``every_label`` every label is a context, and the shares are of labels that have a history (MiniOneRec's windows).
+    Raises ``ValueError`` where the log has no times or where they run backwards inside a user's log.
     """
     log = dataset.interactions
     if log.time is None:
@@ -198,12 +199,15 @@ def chronological(dataset: DataSet, config: DataConfig, seed: int) -> Splits:
             f"data set {dataset.name!r}: times must be finite and not fall inside a user's log; sort the log"
         )
     labels = find_labels(log)
-    time = np.sort(log.time[labels.rows])
+    moments = log.time[labels.rows[labels.begin[labels.usable]]] if config.every_label else log.time[labels.rows]
+    time = np.sort(moments)
     shares = 1 - np.cumsum([config.test_share, config.valid_share, config.rl_share])[::-1]
-    # A share of 0 at the end puts the cut behind the last event.
-    cuts = np.append(time, np.inf)[np.round(shares * len(time)).astype(int)]
+    # MiniOneRec cuts n windows at floor(share n); a little more keeps 1 - 0.3 from falling below 0.7. A share of 0 at
+    # the end puts the cut behind the last event.
+    places = np.floor(shares * len(time) + 1e-6) if config.every_label else np.round(shares * len(time))
+    cuts = np.append(time, np.inf)[places.astype(int)]
     period = np.searchsorted(cuts, log.time[labels.rows[labels.begin]], side="right")  # 0 sft, 1 rl, 2 valid, 3 test
-    first = _runs(labels.user, period)
+    first = np.ones(len(period), dtype=bool) if config.every_label else _runs(labels.user, period)
     contexts = {name: first & (period == number) for number, name in ((1, "rl"), (2, "valid"), (3, "test"))}
     notes = (f"chronological cuts at times {', '.join(f'{cut:.6g}' for cut in cuts)}; {NEEDS_ORDER_AFTER}",)
     users = np.unique(labels.user[period <= 1])
@@ -226,6 +230,10 @@ def _check_shares(config: DataConfig) -> None:
             raise ValueError(f"{name}: expected a share in [0, 1{']' if whole else ')'}, got {value}")
     if config.split != "leave_one_out" and sum(shares.values()) >= 1:
         raise ValueError(f"rl_share, valid_share and test_share sum to {sum(shares.values()):g}; leave a share to SFT")
+    if config.every_label and config.split in SPLITS.keys() - {"chronological"}:
+        raise ValueError(
+            f"every_label does nothing in the split {config.split!r}; set it to false, or split to 'chronological'"
+        )
     if config.history < 1 or config.rl_contexts_per_user < 1:
         raise ValueError("history and rl_contexts_per_user must be at least 1")
 

@@ -52,6 +52,11 @@ def test_amazon_yields_the_log_in_order_and_the_texts(tmp_path: Path) -> None:
     assert data.catalogue.categories[0] == ("Home", "Pots, Pans & Lids")
 
 
+def test_half_a_pair_of_surrogates_becomes_the_sign_for_what_cannot_be_read(tmp_path: Path) -> None:
+    titles = {name: {**item, "title": "tent \U0001f600 red \ud83d"} for name, item in ITEMS.items()}
+    assert load_dataset(amazon(tmp_path, items=titles), seed=0).catalogue.titles[1] == "tent \U0001f600 red \ufffd"
+
+
 def test_amazon_without_item_file_has_no_text_and_says_so(tmp_path: Path) -> None:
     config = amazon(tmp_path, logs={"a": [10, 9], "b": [9, 2]})
     (tmp_path / "Toy.item.json").unlink()

@@ -192,6 +192,12 @@ def test_settings_that_leave_nothing_are_named(settings_: dict[str, float], mess
         split(order_log([6] * 20), replace(CONFIG, **{"split": "by_user", **settings_}), seed=0)
 
 
+@pytest.mark.parametrize("name", ["leave_one_out", "by_user"])
+def test_every_label_is_refused_where_it_does_nothing(name: str) -> None:
+    with pytest.raises(ValueError, match=f"every_label does nothing in the split '{name}'"):
+        split(order_log([5, 5]), replace(CONFIG, split=name, every_label=True), seed=0)
+
+
 def test_short_logs_leave_nothing_to_hold_out() -> None:
     with pytest.raises(ValueError, match="valid part is empty; use a data set whose users have 3 labels"):
         split(order_log([2] * 20), replace(CONFIG, split="leave_one_out", rl_share=0.0), seed=0)
