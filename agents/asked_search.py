@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from sidgym.agents.policy import NEGATIVE_INFINITY, Policy
+from sidgym.agents.policy import NEGATIVE_INFINITY, Policy, prompt_arrays
 from sidgym.agents.tree_cache import TokenTree
 from sidgym.agents.tree_search import Request, StochasticBeams, TreeSearch
 from sidgym.envs.records import Episodes
@@ -38,8 +38,8 @@ class AskedSearch(TreeSearch):
 
     def __init__(self, ask: Ask, policy: Policy, episodes: Episodes, request: Request):
         super().__init__(policy, episodes, request)
-        history, same = np.unique(episodes.history, axis=0, return_inverse=True)
-        tokens, mask = policy.tokens.prompts(history)
+        _, first, same = np.unique(episodes.question, axis=0, return_index=True, return_inverse=True)
+        tokens, mask = prompt_arrays(policy, episodes.take(first))
         self.prompts = [row[seen].tolist() for row, seen in zip(tokens, mask)]
         self.same = torch.from_numpy(same.reshape(-1))  # (B,) prompt of each context
         self.ask = ask

@@ -1,6 +1,7 @@
 """Checkpoints: a plain Hugging Face directory plus what sidgym needs to use and to continue it.
 
     config.json, model.safetensors, tokenizer files, generation_config.json    what transformers reads
+    item_merger.safetensors                                                    where prompts hold merged items
     sid/                                                                       the SID table
     sidgym.json                                                                schema, hashes, prompt settings, figures
     training.safetensors, training.json                                        optimiser and position, to resume from
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from sidgym.agents.merger import FILE, load_merger, missing, save_merger, without_merger
 from sidgym.agents.policy import Policy, clean_generation_config
 from sidgym.sid.table import SidTable
 
@@ -56,13 +58,17 @@ def write_policy(directory: Path, policy: Policy, info: dict[str, Any] | None = 
     """Writes the files of a policy into an existing directory, for callers who rename it themselves."""
     policy.model.generation_config = clean_generation_config(policy.model, policy.tokenizer)
     with _no_bars(), _writing(directory):
-        policy.model.save_pretrained(directory)
+        with without_merger(policy.model):
+            policy.model.save_pretrained(directory)
+        save_merger(policy.model, directory)
         policy.tokenizer.save_pretrained(directory)
         policy.table.save(directory / "sid")
     record = {
         "schema_version": SCHEMA_VERSION,
         "sid_hash": policy.table.content_hash(),
         "trie_hash": policy.trie.content_hash(),
+        "template": policy.template,
+        **({"merge_items": True} if policy.merges else {}),
         **(info or {}),
     }
     with _writing(directory):
@@ -102,7 +108,14 @@ def load_policy(directory: Path | str, table: SidTable | None = None) -> Policy:
     with _no_bars(), _whole(directory):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
-    return Policy(model, tokenizer, own).eval()
+        if record.get("merge_items", False):
+            if not (directory / FILE).is_file():
+                raise CheckpointError(missing(directory))
+            load_merger(model, own.codes.shape[1], directory)
+    policy = Policy(model, tokenizer, own)
+    if record.get("template", "plain") != "plain":
+        policy.use_template(record["template"])
+    return policy.eval()
 
 
 @contextmanager

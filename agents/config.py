@@ -18,24 +18,13 @@ class PolicyConfig:
     heads: int = 4
     kv_heads: int = 2
     dropout: float = 0.0
-    """Attention dropout during training of a fresh model."""
-
-
-@dataclass(frozen=True)
-class SftConfig:
-    """Supervised next-SID prediction on whole histories."""
-
-    epochs: int = 12
-    batch: int = 32
-    """Histories a step."""
-    lr: float = 3e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 20
-    max_grad_norm: float = 1.0
-    eval_users: int = 500
-    """Validation contexts scored after each epoch."""
-    patience: int = 3
-    """Epochs without a better validation NDCG@10 before training stops; the best epoch is kept."""
+    """Dropout while a fresh model is trained: of attention weights, and with gpt2, whose blocks have it, of embeddings
+    and of what each block adds."""
+    merge_items: bool = False
+    """In prompts the L code embeddings of an item become one by a linear layer (GenRec's Token Merger); answers stay
+    code by code. Engine torch only."""
+    text_vocabulary: int = 2048
+    """Tokens that a fresh model learns from the catalogue's texts where a task holds text; its SIDs come on top."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +38,94 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
+class RsftConfig:
+    """Rejection-sampling fine-tuning (OneRec-V1): supervised training goes on without the worst logged pages.
+
+    The stage keeps RSFT's best weights by validation, also where the warm-up's were better; it prints both figures.
+    """
+
+    drop: float = 0.0
+    """Share of the logged pages something was chosen on that is dropped, those of the lowest mean reward (OneRec-V1:
+    0.5, of all exposures); 0: no RSFT."""
+    rewards: tuple[RewardConfig, ...] = (RewardConfig("engagement"),)
+    """What a logged page is worth: the sum of these terms, averaged over its items."""
+    epochs: int = 2
+    lr: float = 3e-4
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised training: next-SID prediction on whole histories, and tasks over text beside it."""
+
+    tasks: tuple[str, ...] = ("retrieval",)
+    """Names in TASKS, or package.module:name, each with its share of the examples, such as retrieval:0.66 caption:0.05.
+    An epoch shows every example of the first one; without any share each task shows all that it has."""
+    template: str = "plain"
+    """plain, or chat: the tokenizer's own chat template, for instruct checkpoints."""
+    labels: str = ""
+    """What task summary answers: categories (counted in SFT's log), or a file of JSON lines with text and user, the
+    run's own number of a user and not the data set's: column user of data/interactions.parquet, whose column item
+    counts the rows of data/catalogue.parquet, says who it is."""
+    text: str = ""
+    """What task text reads: a text file, documents separated by empty lines."""
+    page_order: str = "strongest"
+    """Order of a page's items in tasks page_wise and point_wise: strongest (orders, clicks, what was only shown),
+    logged (the places on the page) or random (anew each epoch)."""
+    page_exposed: bool = False
+    """Tasks page_wise and point_wise: items that were shown and ignored are targets too, D of GenRec eq. 3; else D+."""
+    max_text_tokens: int = 128
+    """Tokens that a single text (a title, a description) is cut to, which is then not taught to end there; documents
+    are cut into pieces of as many, all of which are read. A task's own words are never cut; 0 cuts nothing."""
+    packed: bool = False
+    """Passes without padding over whole examples. So is whatever reads text; histories alone are padded unless this is
+    set, which changes results in their last bits."""
+    epochs: int = 12
+    batch: int = 32
+    """Histories, or examples, a step."""
+    tokens_per_batch: int = 0
+    """Tokens a step, filled with whole examples (packed only); 0 counts examples."""
+    tokens_per_microbatch: int = 0
+    """Tokens whose activations are held at once: a step adds up the gradients of as many parts as that takes; 0 holds
+    all of them."""
+    normalise: str = "vocab"
+    """Softmax of the loss where the target is a SID: over the whole vocabulary (vocab), which also teaches what is
+    legal, or over the SID tokens (sid), for large vocabularies; packed only."""
+    precision: str = "float32"
+    """float32, or bfloat16 for the passes while weights and optimiser stay in float32."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    token_warmup_steps: int = 0
+    """First steps in which the rows of the SID tokens alone are trained, with the item merger where there is one.
+    Behind them the learning rate rises anew over warmup_steps."""
+    frozen: bool = False
+    """Trains the rows of the SID tokens alone to the end, with the item merger where there is one."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters (peft) that are trained instead of the weights, with the rows of the SID tokens; 0
+    trains the weights."""
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 20
+    max_grad_norm: float = 1.0
+    eval_users: int = 500
+    """Validation contexts scored after each epoch, evenly spaced; 0 takes all."""
+    eval_every: int = 0
+    """Steps between validations; 0 validates after each epoch."""
+    patience: int = 3
+    """Validations (epochs) without a better NDCG@10 before training stops; the weights of the best are kept."""
+    checkpoint_every: int = 0
+    """Steps between resumable checkpoints; 0 writes none, and a killed stage begins anew."""
+    rsft: RsftConfig = field(default_factory=RsftConfig)
+
+
+@dataclass(frozen=True)
 class RlConfig:
     """Policy-gradient training on groups of candidates."""
 
     objective: str = "grpo"
     """Name in OBJECTIVES, or package.module:name."""
+    tasks: tuple[str, ...] = ("retrieval",)
+    """What contexts are asked: retrieval (their histories), or shares of tasks that answer with a SID, such as
+    retrieval:0.7 title_to_sid:0.2 titles_to_sid:0.1."""
     advantage: str = ""
     """Name in ADVANTAGES, or package.module:name; empty takes the objective's own."""
     rewards: tuple[RewardConfig, ...] = (RewardConfig("rule"), RewardConfig("rank"))

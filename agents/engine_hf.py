@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from sidgym.agents.engine_base import ChunkedEngine, make_rollouts
+from sidgym.agents.merger import refuse_merged
 from sidgym.agents.policy import Policy, prompt_tensors
 from sidgym.agents.tree_search import Found, Request
 from sidgym.envs.records import Episodes, Rollouts
@@ -30,6 +31,9 @@ class HfEngine(ChunkedEngine):
     _known: tuple[Trie, Children] | None = field(default=None, repr=False)  # the trie seen last
     modes: ClassVar[tuple[str, ...]] = ("beam",)
 
+    def __post_init__(self) -> None:
+        refuse_merged(self.policy.model, "hf")
+
     def _check(self, request: Request) -> None:
         if request.mode not in self.modes or request.lanes != 1:
             raise ValueError(
@@ -40,7 +44,7 @@ class HfEngine(ChunkedEngine):
 
     def _rollout_chunk(self, episodes: Episodes, request: Request) -> Rollouts:
         group, trie, children = request.group, request.trie, self._children(request.trie)
-        ids, mask = prompt_tensors(self.policy, episodes.history)
+        ids, mask = prompt_tensors(self.policy, episodes)
         prompt, levels = ids.shape[1], self.policy.levels
         model: Any = self.policy.model
         out: Any = model.generate(

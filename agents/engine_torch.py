@@ -43,14 +43,15 @@ class TorchEngine(ChunkedEngine):
         """One chunk: equal histories once where nothing is drawn, and as many parts as the memory asks for."""
         again = None
         if request.mode in ("beam", "free"):
-            _, first, inverse = np.unique(episodes.history, axis=0, return_index=True, return_inverse=True)
+            _, first, inverse = np.unique(episodes.question, axis=0, return_index=True, return_inverse=True)
             if len(first) < len(episodes):
                 order = np.sort(first)  # distinct contexts in the order in which they first stand
                 again = np.searchsorted(order, first)[inverse.reshape(-1)]
                 episodes = episodes.take(order)
         whole_vocabulary = request.mode == "free" or self.normalise == "vocab"
+        asked = 0 if episodes.prompt is None else episodes.prompt.shape[1]
         need = bytes_per_context(
-            self.policy, episodes.history.shape[1], request.drawn * request.lanes, whole_vocabulary
+            self.policy, episodes.history.shape[1], request.drawn * request.lanes, whole_vocabulary, asked
         )
         rows = max(1, self.memory // need)
         parts = np.array_split(np.arange(len(episodes)), -(-len(episodes) // rows))
@@ -67,15 +68,15 @@ class TorchEngine(ChunkedEngine):
         return make_rollouts(found, request.trie, request.mode, normalise, self.version, tokens)
 
 
-def bytes_per_context(policy: Policy, history: int, group: int, whole_vocabulary: bool) -> int:
-    """Estimate of what one context of ``history`` items takes during a rollout: the cache of P + G * (L - 1) tokens,
-    one block's activations, attention scores and logits."""
+def bytes_per_context(policy: Policy, history: int, group: int, whole_vocabulary: bool, asked: int = 0) -> int:
+    """Estimate of what one context of ``history`` items, or ``asked`` in that many tokens, takes during a rollout: the
+    cache of P + G * (L - 1) tokens, one block's activations, attention scores and logits."""
     config, levels = policy.model.config.get_text_config(), policy.levels
     width, heads = config.hidden_size, config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     size = policy.head_size
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    prompt = 1 + history * levels
+    prompt = max(policy.tokens.frame + history * policy.tokens.per_item, asked)
     cache = 2 * config.num_hidden_layers * groups * size * (prompt + group * (levels - 1))
     activations = max(prompt, group) * (4 * width + 3 * inner + 3 * heads * size)
     scores = 3 * heads * group * (prompt + levels)

@@ -26,6 +26,7 @@ import torch
 from sidgym.agents.asked_search import AskedSearch, AskedStochasticBeams
 from sidgym.agents.checkpoint import write_policy
 from sidgym.agents.engine_base import ChunkedEngine, make_rollouts
+from sidgym.agents.merger import refuse_merged
 from sidgym.agents.ray_start import start_ray_for_engines
 from sidgym.agents.tree_search import Request
 from sidgym.agents.vllm_runners import (
@@ -70,6 +71,7 @@ class VllmEngine(ChunkedEngine):
     modes: ClassVar[tuple[str, ...]] = MODES
 
     def __post_init__(self) -> None:
+        refuse_merged(self.policy.model, "vllm")
         if self.normalise not in ("trie", "vocab"):
             raise ValueError(f"unknown normalise {self.normalise!r}; known: trie, vocab")
         self.max_length = min(self.max_length, self.policy.model.config.get_text_config().max_position_embeddings)

@@ -35,10 +35,10 @@ def rank_contexts(
 ) -> Rollouts:
     """The policy's ``beam`` best candidates for each context, best first, in the order of ``episodes``.
 
-    Contexts are batched by length of history, which changes no result beyond rounding and saves most of the padding.
+    Contexts are batched by length of question, which changes no result beyond rounding and saves most of the padding.
     """
     engine = TorchEngine(policy, chunk=batch, normalise=normalise)
-    order = np.argsort((episodes.history >= 0).sum(1), kind="stable")
+    order = np.argsort((episodes.question >= 0).sum(1), kind="stable")
     parts = []
     for start in range(0, len(order), batch):
         parts.append(engine.rollout(episodes.take(order[start : start + batch]), beam, mode, trie))
@@ -60,7 +60,7 @@ def legal_mass(policy: Policy, episodes: Episodes, batch: int = 64) -> np.ndarra
         for start in range(0, len(episodes), batch):
             rows = slice(start, start + batch)
             part = episodes.take(rows).trimmed()
-            vocab, trie = packed_scores(policy, part.history, codes[rows], ("vocab", "trie"))
+            vocab, trie = packed_scores(policy, part, codes[rows], ("vocab", "trie"))
             out.append((vocab.logp - trie.logp).sum((1, 2)).exp().cpu().numpy())
     return np.concatenate(out)
 

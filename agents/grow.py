@@ -45,7 +45,9 @@ def grow_policy(policy: Policy, table: SidTable, seed: int = 0) -> Policy:
             torch.manual_seed(seed)
             model.resize_token_embeddings(highest + 1, mean_resizing=False)
     start_rows(model, fresh, seed)
-    return Policy(model, tokenizer, table).train(policy.training)
+    grown = Policy(model, tokenizer, table)
+    grown.use_template(policy.template)
+    return grown.train(policy.training)
 
 
 def grow_checkpoint(

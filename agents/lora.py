@@ -27,7 +27,8 @@ def add_adapters(policy: Policy, rank: int, seed: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"rl.lora_rank needs peft ({error.name} is not installed): pip install 'sidgym[lora]', or set it to 0"
+            f"rl.lora_rank and sft.lora_rank need peft ({error.name} is not installed): pip install 'sidgym[lora]', or "
+            "set them to 0"
         ) from error
     config = LoraConfig(
         r=rank,
@@ -62,7 +63,7 @@ def load_adapters(policy: Policy, tensors: dict[str, torch.Tensor]) -> None:
     if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
         raise ValueError(
             f"expected {len(own)} adapter parameters as this model has them, got {len(tensors)} of other names or "
-            "shapes: was this run begun with another rl.lora_rank?"
+            "shapes: was this run begun with another lora_rank?"
         )
     with torch.no_grad():
         for name, value in tensors.items():

@@ -23,7 +23,7 @@ from sidgym.agents.config import RlConfig
 from sidgym.agents.objectives import LossInputs
 from sidgym.agents.packed import Paths
 from sidgym.agents.packing import token_batches
-from sidgym.agents.policy import Policy
+from sidgym.agents.policy import Policy, prompt_arrays
 from sidgym.agents.update import (
     GroupBatch,
     GroupForward,
@@ -33,7 +33,6 @@ from sidgym.agents.update import (
     judged,
     normalisation,
 )
-from sidgym.envs.records import PAD_ITEM
 
 TOLERANCE = 1e-3
 """Largest difference between gradients of a whole batch and of its parts, as a share of the largest gradient."""
@@ -170,7 +169,7 @@ class Accumulated:
 def group_tokens(policy: Policy, batch: GroupBatch, config: RlConfig) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (B,) of each group's prompt, and tokens (B,) that are fed behind it."""
     paths = Paths.of(policy, candidate_codes(policy, batch, config), (normalisation(config),))
-    return (batch.history != PAD_ITEM).sum(axis=1) * policy.levels + 1, paths.tree.nodes
+    return prompt_arrays(policy, batch)[1].sum(axis=1), paths.tree.nodes
 
 
 def _learned(inputs: LossInputs) -> list[torch.Tensor]:

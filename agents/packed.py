@@ -17,7 +17,7 @@ import torch
 from transformers import DynamicCache
 
 from sidgym.agents.packing import PrefixTree, Rows, fill_rows, rows_pay
-from sidgym.agents.policy import NEGATIVE_INFINITY, Policy, additive_mask
+from sidgym.agents.policy import NEGATIVE_INFINITY, Contexts, Policy, additive_mask, prompt_arrays
 from sidgym.agents.tree_cache import knows_blocks, read_prefixes
 
 
@@ -62,13 +62,15 @@ class Paths:
         return cls(codes, nodes, tree, (np.zeros(0, dtype=np.int64), *read))
 
 
-def packed_logp(policy: Policy, history: np.ndarray, codes: torch.Tensor, normalise: str = "trie") -> PathScores:
-    """Scores of candidates ``codes`` (B, G, L) after item histories (B, T, left-padded with -1)."""
-    return packed_scores(policy, history, codes, (normalise,))[0]
+def packed_logp(
+    policy: Policy, contexts: Contexts | np.ndarray, codes: torch.Tensor, normalise: str = "trie"
+) -> PathScores:
+    """Scores of candidates ``codes`` (B, G, L) behind contexts, or item histories (B, T, left-padded with -1)."""
+    return packed_scores(policy, contexts, codes, (normalise,))[0]
 
 
 def packed_scores(
-    policy: Policy, history: np.ndarray, codes: torch.Tensor, normalisations: Sequence[str]
+    policy: Policy, contexts: Contexts | np.ndarray, codes: torch.Tensor, normalisations: Sequence[str]
 ) -> list[PathScores]:
     """``packed_logp`` under each of several normalisations, from one pass.
 
@@ -77,7 +79,7 @@ def packed_scores(
     the softmax over the whole vocabulary.
     """
     paths = Paths.of(policy, codes, normalisations)
-    hidden = hidden_states(policy, history, paths)
+    hidden = hidden_states(policy, contexts, paths)
     free = tuple(normalisations) == ("free",)
     weights = (None,) * len(hidden) if free else policy.level_weights()
     out = []
@@ -87,9 +89,9 @@ def packed_scores(
     return out
 
 
-def hidden_states(policy: Policy, history: np.ndarray, paths: Paths) -> list[torch.Tensor]:
+def hidden_states(policy: Policy, contexts: Contexts | np.ndarray, paths: Paths) -> list[torch.Tensor]:
     """Last hidden state (U_l, H) of every distinct prefix, for each of the L levels."""
-    ids, mask = policy.tokens.prompts(history)
+    ids, mask = prompt_arrays(policy, contexts)
     if knows_blocks(policy):
         tree, device = paths.tree, policy.device
         parents = [tree.of[level - 1][tree.first[level]] for level in range(1, len(paths.tokens))]
@@ -119,7 +121,7 @@ def _apart(policy: Policy, prompts: np.ndarray, lengths: np.ndarray, paths: Path
         ids[group, place[:, -1]], positions[group, place[:, -1]] = paths.tokens[level], lengths[group] + level - 1
         visible[_to(group, device)[:, None], _to(place[:, -1:] - prompt, device), _to(place, device)] = True
     # Read at once: each reading costs a gradient as large as the table.
-    inputs, where = policy.model.get_input_embeddings()(_to(ids, device)), _to(positions, device)
+    inputs, where = policy.embed(_to(ids, device)), _to(positions, device)
     cache = DynamicCache()
     # Padding stands on the right, where causal attention cannot see it: no mask is needed, nor made.
     states = policy.hidden(
@@ -165,7 +167,7 @@ def _in_rows(policy: Policy, prompts: np.ndarray, lengths: np.ndarray, rows: Row
         seen = behind[tree.group[level]][:, None] + tree.ancestors[level]
         visible[row, here, _to(seen, device)] = True
     states = policy.hidden(
-        input_ids=_to(ids, device),
+        **policy.reading(_to(ids, device)),
         attention_mask=additive_mask(visible, policy.model),
         position_ids=_to(positions, device),
         use_cache=False,

@@ -5,18 +5,21 @@ softmax over the whole vocabulary, where mass leaks to tokens that are not allow
 (``engine``), losses (``objectives``) and files (``checkpoint``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sidgym.agents.config import PolicyConfig
-from sidgym.agents.tokens import add_sid_tokens, fresh_tokenizer, resize_embeddings, token_map
+from sidgym.agents.merger import add_merger, check_path, embedded, load_merger, merger_of
+from sidgym.agents.tokens import add_sid_tokens, fresh_tokenizer, resize_embeddings, text_tokenizer, token_map
 from sidgym.sid.table import SidTable
 from sidgym.sid.trie import Trie
 
@@ -26,9 +29,12 @@ NEGATIVE_INFINITY = float("-inf")
 class Policy(nn.Module):
     """A causal LM with the SID tokens of one catalogue.
 
-    ``table`` and ``trie`` say which SIDs exist. The architecture must read a 4-D attention mask and compute its logits
-    as ``hidden @ output_embeddings``; one that does not is refused by name when the policy is built.
+    ``table`` and ``trie`` say which SIDs exist; ``template`` (``use_template``) is how histories are asked about. The
+    architecture must read a 4-D attention mask and compute its logits as ``hidden @ output_embeddings``; one that does
+    not is refused by name when the policy is built.
     """
+
+    item_ids: torch.Tensor  # (N, L) token ids of each item's codes, where prompts hold merged items
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: SidTable):
         super().__init__()
@@ -39,8 +45,20 @@ class Policy(nn.Module):
         self.tokens = token_map(tokenizer, table)
         for level, ids in enumerate(self.tokens.levels):
             self.register_buffer(f"level_ids_{level}", ids, persistent=False)
+        if merger_of(model) is not None:
+            self.tokens = replace(self.tokens, merged=True)
+            self.register_buffer("item_ids", torch.from_numpy(self.tokens.item_tokens), persistent=False)
         self.recomputes = False
+        self.template = "plain"
         self._check_architecture()
+
+    def use_template(self, name: str) -> None:
+        """From now on prompts have the markup of template ``name`` (``templates``). ``ValueError`` for one that this
+        tokenizer does not have."""
+        from sidgym.agents.templates import prompt_markup
+
+        before, after = prompt_markup(self.tokenizer, name)
+        self.tokens, self.template = replace(self.tokens, before=before, after=after), name
 
     @property
     def device(self) -> torch.device:
@@ -49,6 +67,20 @@ class Policy(nn.Module):
     @property
     def levels(self) -> int:
         return len(self.tokens.levels)
+
+    @property
+    def merges(self) -> bool:
+        """Whether prompts hold merged items (``merger``)."""
+        return self.tokens.merged
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Input embeddings (..., H) of tokens, and of merged items, ``ids`` (...)."""
+        table = self.model.get_input_embeddings()
+        return embedded(table, merger_of(self.model), self.item_ids, ids) if self.merges else table(ids)
+
+    def reading(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """``ids`` (B, S) as the model takes them: as they are where all of them are tokens for sure."""
+        return {"inputs_embeds": self.embed(ids)} if self.merges else {"input_ids": ids}
 
     @property
     def head_size(self) -> int:
@@ -204,10 +236,12 @@ def additive_mask(visible: torch.Tensor, model: PreTrainedModel) -> torch.Tensor
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, lowest)[:, None]
 
 
-def build_policy(config: PolicyConfig, table: SidTable, seed: int) -> Policy:
+def build_policy(config: PolicyConfig, table: SidTable, seed: int, texts: Sequence[str] = ()) -> Policy:
     """A policy over ``table`` from a local checkpoint (``config.path``) or with random weights drawn from ``seed``.
 
-    Raises ``ValueError`` for an unknown architecture and ``FileNotFoundError`` for a path that is no model directory.
+    A model without a checkpoint knows SIDs alone, or with ``texts`` also ``config.text_vocabulary`` tokens that are
+    learned from them. Raises ``ValueError`` for an unknown architecture and ``FileNotFoundError`` for a path that is no
+    model directory.
     """
     if config.path:
         if not (Path(config.path) / "config.json").is_file():
@@ -215,14 +249,19 @@ def build_policy(config: PolicyConfig, table: SidTable, seed: int) -> Policy:
         tokenizer = AutoTokenizer.from_pretrained(config.path, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(config.path, local_files_only=True, dtype=torch.float32)
     else:
-        tokenizer = fresh_tokenizer()
+        tokenizer = text_tokenizer(texts, config.text_vocabulary) if texts else fresh_tokenizer()
     known = len(tokenizer)
     add_sid_tokens(tokenizer, table)
+    trained = bool(config.path) and check_path(config.path, config.merge_items)
     if config.path:
         resize_embeddings(model, known, len(tokenizer), seed)
     else:
         model = _fresh_model(config, len(tokenizer), tokenizer, seed)
     model.generation_config = clean_generation_config(model, tokenizer)
+    if trained:
+        load_merger(model, table.codes.shape[1], Path(config.path))
+    elif config.merge_items:
+        add_merger(model, table.codes.shape[1])
     return Policy(model, tokenizer, table)
 
 
@@ -242,6 +281,9 @@ def _fresh_model(config: PolicyConfig, vocabulary: int, tokenizer: Any, seed: in
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
     }
+    if config.architecture == "gpt2":  # its own names, and defaults that would hold in silence
+        shape |= {"n_inner": config.intermediate_size}
+        shape |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout)
     try:
         model_config = AutoConfig.for_model(config.architecture, **shape)
     except ValueError as error:
@@ -268,9 +310,47 @@ def position_ids(mask: torch.Tensor) -> torch.Tensor:
     return (mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
-def prompt_tensors(policy: Policy, history: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask (B, P) of item histories (B, T) on the policy's device."""
-    ids, mask = policy.tokens.prompts(history)
+class Contexts(Protocol):
+    """What has to be known of contexts to ask about them: ``Episodes``, ``GroupBatch``, ``Questions``."""
+
+    @property
+    def history(self) -> np.ndarray: ...  # (B, T) items, PAD_ITEM on the left
+
+    @property
+    def prompt(self) -> np.ndarray | None: ...  # (B, Q) token ids, PAD_ITEM on the left; a row of those alone: history
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The plainest contexts: histories (B, T), and questions in words (B, Q) where there are any."""
+
+    history: np.ndarray
+    prompt: np.ndarray | None = None
+
+
+def prompt_arrays(policy: Policy, contexts: Contexts | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask (B, P), padded on the left, of contexts or of bare item histories (B, T).
+
+    A context is asked in the tokens of its ``prompt``; one without them by its history, in the policy's template.
+    """
+    if isinstance(contexts, np.ndarray):
+        return policy.tokens.prompts(contexts)
+    given = contexts.prompt
+    if given is None or not given.shape[1]:
+        return policy.tokens.prompts(contexts.history)
+    worded = np.any(given >= 0, axis=1, keepdims=True)
+    ids, mask = policy.tokens.prompts(np.where(worded, -1, contexts.history))
+    mask &= ~worded
+    both, seen = np.concatenate([given, ids], axis=1), np.concatenate([given >= 0, mask], axis=1)
+    # One of the two halves is empty: moving what is seen to the right keeps its order and loses no token.
+    order = np.argsort(seen, axis=1, kind="stable")[:, -max(int(seen.sum(axis=1).max()), 1) :]
+    seen = np.take_along_axis(seen, order, axis=1)
+    return np.where(seen, np.take_along_axis(both, order, axis=1), policy.tokens.pad), seen
+
+
+def prompt_tensors(policy: Policy, contexts: Contexts | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """``prompt_arrays`` on the policy's device."""
+    ids, mask = prompt_arrays(policy, contexts)
     return torch.from_numpy(ids).to(policy.device), torch.from_numpy(mask).to(policy.device)
 
 
@@ -280,6 +360,11 @@ def causal_visibility(mask: torch.Tensor) -> torch.Tensor:
     causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     eye = torch.eye(length, dtype=torch.bool, device=mask.device)
     return (causal & mask[:, None, :]) | eye
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """Tokens that ``model`` reads at most; None where its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -11,15 +11,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from sidgym.agents.audit import HackingMonitor
 from sidgym.agents.checkpoint import POSITION, CheckpointError, load_training, read_position, save_training
-
-if TYPE_CHECKING:
-    from sidgym.agents.rl import Trainer
 
 T = TypeVar("T")
 Tensors = dict[str, torch.Tensor]
@@ -28,6 +25,18 @@ KEPT = 2
 """Checkpoints that are kept: should the newest turn out to be cut off, there is another."""
 RECOVERIES = 3
 """Times in a row that a run goes on from one and the same checkpoint before it gives up."""
+
+
+class Resumable(Protocol):
+    """What can be written down and gone on from; a ``Trainer`` is one."""
+
+    updates: int
+
+    def weights(self) -> Tensors: ...
+
+    def state(self) -> Tensors: ...
+
+    def restore(self, weights: Tensors, state: Tensors, updates: int) -> None: ...
 
 
 class WorkersLost(RuntimeError):
@@ -53,7 +62,7 @@ def until_done(attempt: Callable[[], T], directory: Path) -> T:
 
 
 def save_checkpoint(
-    trainer: "Trainer", directory: Path, step: int, best: dict[str, Any], monitor: HackingMonitor, catalogue: str
+    trainer: Resumable, directory: Path, step: int, best: dict[str, Any], monitor: HackingMonitor, catalogue: str
 ) -> None:
     """Writes checkpoint ``step``, then removes what it supersedes: a kill at any point leaves a usable one."""
     weights = {f"model/{name}": value for name, value in trainer.weights().items()}
@@ -89,7 +98,7 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("checkpoint-??????") if (path / POSITION).is_file())
 
 
-def resume(trainer: "Trainer", directory: Path, catalogue: str) -> tuple[int, dict[str, Any], HackingMonitor]:
+def resume(trainer: Resumable, directory: Path, catalogue: str) -> tuple[int, dict[str, Any], HackingMonitor]:
     """Puts the trainer where the newest whole checkpoint stands: iterations done, best so far, what the audit knows.
 
     Nothing is done where there is none. Raises ``CheckpointError`` for a checkpoint of another ``catalogue`` (hash of a

@@ -146,7 +146,7 @@ def validate(
 
     The figures are HR@10, NDCG@10, legal mass and the reward as ``validation_reward`` defines it.
     """
-    contexts = valid.take(slice(0, config.eval_users or None))
+    contexts = valid.spread(config.eval_users)
     ranked = rank_contexts(policy, contexts, beam=max(10, config.group_size, config.page_size))
     metrics = rank_metrics(ranked.items, contexts.target, (10,))
     figures = {f"eval/{name}": float(values.mean()) for name, values in metrics.items()}

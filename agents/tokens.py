@@ -1,7 +1,7 @@
 """SID codes as tokens of a language model.
 
-Every code is one indivisible token such as ``<b_17>`` (MiniOneRec's form), and ``<|history|>`` opens every prompt. Left
-out: chat templates and text tasks, which belong to supervised tasks over text.
+Every code is one indivisible token such as ``<b_17>`` (MiniOneRec's form), and ``<|history|>`` opens every history.
+Left out: the markup of a chat template, which comes from ``templates``.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from sidgym.envs.records import PAD_ITEM
 from sidgym.sid.table import SidTable
 
 HISTORY_TOKEN = "<|history|>"
+FIRST_ITEM = 2**40
+"""Where items are merged (``merger``), ``FIRST_ITEM + v`` stands for item v in a prompt; no token has such an id."""
 
 NOISE = 0.1
 """Standard deviation of what sets new rows apart, as a share of the known rows' own."""
@@ -29,19 +31,39 @@ class TokenMap:
     history: int  # id of HISTORY_TOKEN
     pad: int
     item_tokens: np.ndarray  # (N, L) int64: token ids of each item's SID
+    before: tuple[int, ...] = ()  # markup before the opening token
+    after: tuple[int, ...] = ()  # markup behind the last item
+    merged: bool = False  # in prompts an item is one id, and not L
+
+    @property
+    def frame(self) -> int:
+        """Tokens of a prompt besides its items'."""
+        return len(self.before) + 1 + len(self.after)
+
+    @property
+    def per_item(self) -> int:
+        """Tokens that an item takes in a prompt."""
+        return 1 if self.merged else self.item_tokens.shape[1]
+
+    def read(self, items: np.ndarray) -> np.ndarray:
+        """Ids (..., per_item) that ``items`` (...) are read as; anything for padding."""
+        return FIRST_ITEM + items[..., None] if self.merged else self.item_tokens[items]
 
     def prompts(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids (B, P) and their mask (B, P) for histories (B, T), both padded on the left; P = 1 + T * L.
+        """Token ids (B, P) and their mask (B, P) for histories (B, T), both padded on the left; P = frame + T * L, or
+        frame + T where items are merged.
 
-        The opening token stands right before the first item, so an empty history is a prompt of one token.
+        The opening token stands right before the first item, so an empty history is a prompt of one token and markup.
         """
         batch, length = history.shape
-        levels = self.item_tokens.shape[1]
+        levels, opening = self.per_item, np.array([*self.before, self.history])
         present = history != PAD_ITEM
-        tokens = np.full((batch, length * levels + 1), self.pad, dtype=np.int64)
-        tokens[:, 1:] = np.where(present[:, :, None], self.item_tokens[history], self.pad).reshape(batch, -1)
+        tokens = np.full((batch, length * levels + self.frame), self.pad, dtype=np.int64)
+        body = np.where(present[:, :, None], self.read(history), self.pad).reshape(batch, -1)
+        tokens[:, len(opening) : len(opening) + length * levels] = body
+        tokens[:, len(opening) + length * levels :] = self.after
         start = (~present).sum(axis=1) * levels
-        tokens[np.arange(batch), start] = self.history
+        tokens[np.arange(batch)[:, None], start[:, None] + np.arange(len(opening))] = opening
         mask = np.arange(tokens.shape[1])[None] >= start[:, None]
         return tokens, mask
 
@@ -61,6 +83,32 @@ def fresh_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+def text_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer of at most ``vocabulary`` tokens learned from ``texts``, for a model that starts from
+    nothing and is to read and write text. Any text has tokens in it, whatever it was learned from.
+
+    Raises ``ValueError`` for fewer tokens than there are bytes, and for no text at all.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    specials, alphabet = ["<pad>", "<eos>"], pre_tokenizers.ByteLevel.alphabet()
+    if vocabulary < len(specials) + len(alphabet):
+        raise ValueError(
+            f"policy.text_vocabulary: expected at least {len(specials) + len(alphabet)} (every byte and the special "
+            f"tokens), got {vocabulary}"
+        )
+    if not any(texts):
+        raise ValueError("there is no text to learn a vocabulary from; use a data set with titles, or policy.path")
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
 
 
 def add_sid_tokens(tokenizer: PreTrainedTokenizerBase, table: SidTable) -> int:

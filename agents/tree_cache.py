@@ -61,6 +61,11 @@ def knows_blocks(policy: Policy) -> bool:
     """Whether ``BlockTree`` knows this architecture; it does not drop out, so nothing is known that would have to."""
     if policy.training and policy.model.config.to_dict().get("attention_dropout"):
         return False
+    return is_block_family(policy)
+
+
+def is_block_family(policy: Policy) -> bool:
+    """Whether the policy's blocks compute what those of Llama's family do, dropout aside."""
     config = policy.model.config
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
@@ -83,8 +88,9 @@ def _walks_as_the_model(policy: Policy) -> bool:
         mask[1, : policy.levels] = False
         training = policy.training
         policy.eval()
-        theirs = ModelTree(policy, ids, mask).prompt()
-        ours = BlockTree(policy, ids, mask).prompt()
+        with torch.autocast(policy.device.type, enabled=False):  # bfloat16 would round the two differently
+            theirs = ModelTree(policy, ids, mask).prompt()
+            ours = BlockTree(policy, ids, mask).prompt()
         policy.train(training)
         if not bool(torch.isfinite(theirs).all()):
             return True  # broken weights say nothing about a class, and whoever uses the numbers refuses them
@@ -104,7 +110,7 @@ class BlockTree:
         self.model = model
         self.recomputes = policy.recomputes
         self.blocks = model.layers
-        self.embed: Callable[[torch.Tensor], torch.Tensor] = model.embed_tokens
+        self.embed: Callable[[torch.Tensor], torch.Tensor] = policy.embed
         self.batch, self.width = ids.shape
         self.length = mask.sum(-1)
         rows, columns = mask.nonzero(as_tuple=True)
@@ -150,24 +156,24 @@ class BlockTree:
     ) -> BlockOutput:
         """All tokens of the prompts through one block: their states (N, H), keys and values (B, heads, P, D)."""
         if words_of is not None:
-            query, key, value = (part[words_of[1]] for part in _project(block, words_of[0]))
+            query, key, value = (part[words_of[1]] for part in project(block, words_of[0]))
         else:
-            parts = [_project(block, hidden[rows]) for rows in _spans(hidden)]
+            parts = [project(block, hidden[rows]) for rows in _spans(hidden)]
             query, key, value = (torch.cat(part) for part in zip(*parts))
-        query, key, value = (self._padded(part) for part in (_turn(query, turn), _turn(key, turn), value))
-        seen = _causal(query, key, value, block.self_attn.scaling)
+        query, key, value = (self._padded(part) for part in (turned(query, turn), turned(key, turn), value))
+        seen = causal_read(query, key, value, block.self_attn.scaling)
         seen = seen.transpose(1, 2).flatten(2).flatten(0, 1)
-        return _finish(block, hidden, seen if self.full else seen[self.slot]), key, value
+        return finish(block, hidden, seen if self.full else seen[self.slot]), key, value
 
     def _last_block(self, block: Any, hidden: torch.Tensor, turn: Rotation, words_of: object) -> BlockOutput:
         """As ``_block``, but states (B, H): of a prompt's other tokens nothing is read but keys and values."""
         end = self.end
         normed = block.input_layernorm(hidden)
-        key, value = _turn(_heads(block, "k", normed), turn), _heads(block, "v", normed)
+        key, value = turned(_heads(block, "k", normed), turn), _heads(block, "v", normed)
         key, value = self._padded(key), self._padded(value)
-        query = _turn(_heads(block, "q", normed[end]), (turn[0][end], turn[1][end]))
+        query = turned(_heads(block, "q", normed[end]), (turn[0][end], turn[1][end]))
         seen = self._attend(block, query[:, None], key, value, [])
-        return _finish(block, hidden[end], seen.flatten(0, 1)), key, value
+        return finish(block, hidden[end], seen.flatten(0, 1)), key, value
 
     def branches(self, tokens: torch.Tensor, path: torch.Tensor, last: bool) -> torch.Tensor:
         batch, width = tokens.shape
@@ -192,12 +198,12 @@ class BlockTree:
         """Branches through one block: their states (B * W, H), keys and values (B, W, heads, D)."""
         batch, width = path.shape[:2]
         rows = torch.arange(batch, device=path.device)[:, None]
-        query, key, value = _project(block, hidden)
-        query, key = _turn(query, turn), _turn(key, turn)
+        query, key, value = project(block, hidden)
+        query, key = turned(query, turn), turned(key, turn)
         query, key, value = (part.unflatten(0, (batch, width)) for part in (query, key, value))
         own = [(k[rows, path[..., n]], v[rows, path[..., n]]) for n, (k, v) in enumerate(grown)]
         own.append((key, value))
-        return _finish(block, hidden, self._look(block, query, keys, values, own).flatten(0, 1)), key, value
+        return finish(block, hidden, self._look(block, query, keys, values, own).flatten(0, 1)), key, value
 
     def _rotation(self, hidden: torch.Tensor, place: torch.Tensor) -> Rotation:
         """Cosine and sine (N, 1, D) of the rotary embedding at positions (N,)."""
@@ -250,17 +256,33 @@ class BlockTree:
         return out.transpose(1, 2).flatten(2)
 
 
-def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """What prompt tokens (B, heads, P, D) read from those before them."""
+def causal_read(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    dropout: float = 0.0,
+    sees: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What prompt tokens (B, heads, P, D) read from those before them, or from those that each ``sees`` (B, P, P)."""
     heads, groups = query.shape[1], key.shape[1]
     if heads != groups and query.device.type != "cpu" and query.dtype == torch.float32:
         # In float32 CUDA's kernels know no shared heads and would make the whole square of weights instead.
         key, value = (part.repeat_interleave(heads // groups, dim=1) for part in (key, value))
     grouped = heads != key.shape[1]
-    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if sees is None else sees[:, None],
+        dropout_p=dropout,
+        is_causal=sees is None,
+        scale=scale,
+        enable_gqa=grouped,
+    )
 
 
-def _project(block: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def project(block: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries, keys and values (N, heads, D) of a block's input (N, H), the first two not yet turned."""
     normed = block.input_layernorm(hidden)
     return _heads(block, "q", normed), _heads(block, "k", normed), _heads(block, "v", normed)
@@ -274,13 +296,13 @@ def _heads(block: Any, name: str, normed: torch.Tensor) -> torch.Tensor:
     return part if norm is None else norm(part)
 
 
-def _turn(part: torch.Tensor, turn: Rotation) -> torch.Tensor:
+def turned(part: torch.Tensor, turn: Rotation) -> torch.Tensor:
     """Queries or keys (N, heads, D) under the rotary embedding."""
     first, second = part.chunk(2, dim=-1)
     return part * turn[0] + torch.cat((-second, first), dim=-1) * turn[1]
 
 
-def _finish(block: Any, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+def finish(block: Any, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """A block's output (N, H) from its input and what its attention read (N, heads * D)."""
     done = []
     for rows in _spans(hidden):
@@ -314,7 +336,7 @@ def read_prefixes(
     below = [torch.from_numpy(part).to(device) for part in tokens]
     # All tokens are read from the table at once: each reading costs a gradient as large as the table.
     words = torch.cat([tree.tokens, *below]).unique()
-    table = policy.model.get_input_embeddings()(words)
+    table = policy.embed(words)
     tree.embed = lambda wanted: table[torch.searchsorted(words, wanted)]
     out = [tree.prompt()[:, 0]]
     path = np.zeros((batch, 0), dtype=np.int64)  # (U_l, l) each prefix's ancestors among those of its context
@@ -345,7 +367,7 @@ class ModelTree:
 
     def prompt(self) -> torch.Tensor:
         hidden = self.policy.hidden(
-            input_ids=self.ids,
+            **self.policy.reading(self.ids),
             attention_mask=additive_mask(causal_visibility(self.mask), self.policy.model),
             position_ids=position_ids(self.mask),
             past_key_values=self.cache,

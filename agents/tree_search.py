@@ -72,7 +72,7 @@ class TreeSearch:
     def __init__(self, policy: Policy, episodes: Episodes, request: Request):
         self.policy, self.episodes, self.request, self.group = policy, episodes, request, request.drawn
         self.mode, self.trie, self.normalise = request.mode, request.trie, request.normalise
-        ids, mask = prompt_tensors(policy, episodes.history)
+        ids, mask = prompt_tensors(policy, episodes)
         self.tree = self._grow(ids, mask)
         self.draws = self.mode in ("sample", "top_k", "dynamic")
         # Codes are drawn as if those that may be drawn were all, and counted by the mass that they have.

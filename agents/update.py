@@ -22,7 +22,7 @@ from sidgym.agents.config import RlConfig
 from sidgym.agents.engine import Engine
 from sidgym.agents.objectives import OBJECTIVES, LossInputs
 from sidgym.agents.packed import packed_logp
-from sidgym.agents.policy import Policy
+from sidgym.agents.policy import Policy, Questions
 from sidgym.agents.recipes import FORMAT, check_objective, completed, recipe_of, spec_of
 from sidgym.envs.records import PAD_ITEM, Episodes
 from sidgym.envs.rewards import RewardSum
@@ -42,6 +42,11 @@ class GroupBatch:
     weight: np.ndarray  # (B, G) float32, factor of each candidate's policy term (``Rollouts.importance``)
     context: np.ndarray  # (B,) int64, number of each context: what was learned from can be accounted for
     version: np.ndarray  # (B,) int64, optimiser steps of the weights that drew the group
+    prompt: np.ndarray = None  # type: ignore[assignment]  # (B, Q) int64 vocabulary ids, PAD_ITEM on the left; Q may be 0
+
+    def __post_init__(self) -> None:
+        if self.prompt is None:
+            object.__setattr__(self, "prompt", np.zeros((len(self.history), 0), dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.history)
@@ -95,6 +100,7 @@ def _rollout_chunk(episodes: Episodes, engine: Engine, reward: RewardSum, config
         found.weight,
         contexts.index,
         np.full(len(contexts), engine.version, dtype=np.int64),
+        contexts.prompt,  # type: ignore[arg-type]
     )
     counts = np.maximum(found.valid.sum(1), 1)
     stats = {
@@ -166,17 +172,17 @@ def group_forward(policy: Policy, batch: GroupBatch, config: RlConfig, reference
     """
     check_objective(config)
     pairs = recipe_of(config.objective).pairs
-    history, normalise = _trimmed(batch), normalisation(config)
+    asked, normalise = _trimmed(batch), normalisation(config)
     groups = torch.from_numpy(batch.codes)
     codes = candidate_codes(policy, batch, config)
     group = groups.shape[1] * groups.shape[2] // policy.levels
     with mixed_precision(policy, config):
-        scores = packed_logp(policy, history, codes, normalise)
+        scores = packed_logp(policy, asked, codes, normalise)
     known = torch.from_numpy(batch.targets != PAD_ITEM).to(policy.device) if codes.shape[1] > group else None
     ref_logp = ref_targets = None
     if reference is not None:
         with torch.no_grad(), mixed_precision(policy, config):
-            read = packed_logp(reference, history, codes if pairs else codes[:, :group], normalise).logp
+            read = packed_logp(reference, asked, codes if pairs else codes[:, :group], normalise).logp
         ref_logp, ref_targets = _by_candidate(read[:, :group], groups), read[:, group:] if pairs else None
     inputs = LossInputs(
         logp=_by_candidate(scores.logp[:, :group], groups),
@@ -262,10 +268,12 @@ def check_parity(policy: Policy, forward: GroupForward, config: RlConfig, fresh:
         )
 
 
-def _trimmed(batch: GroupBatch) -> np.ndarray:
-    """Histories (B, T) without columns that are all padding."""
-    width = int((batch.history != PAD_ITEM).any(0).sum()) or 1
-    return batch.history[:, -width:]
+def _trimmed(batch: GroupBatch) -> Questions | np.ndarray:
+    """What the groups were asked, without columns that are all padding: histories alone where nothing was in words."""
+    history, prompt = (
+        part[:, -(int((part != PAD_ITEM).any(0).sum()) or 1) :] for part in (batch.history, batch.prompt)
+    )
+    return Questions(history, prompt) if prompt.shape[1] else history
 
 
 def normalisation(config: RlConfig) -> str:

@@ -5,6 +5,8 @@ Left out: when a stage runs (``pipeline``) and how a run is summed up (``evaluat
 
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,16 @@ import torch
 from sidgym.agents.checkpoint import load_policy, write_policy
 from sidgym.agents.config import RlConfig
 from sidgym.agents.logging import MetricsLog
-from sidgym.agents.policy import build_policy
+from sidgym.agents.mixture import Mixture, is_packed, reads_pages, reads_text
+from sidgym.agents.policy import Policy, build_policy
 from sidgym.agents.rl import RlTask, save_episodes, train_rl
-from sidgym.agents.sft import train_sft
-from sidgym.envs.datasets import DataSet, load_dataset
+from sidgym.agents.rsft import best_pages, continued, dropped_table, page_reward, page_scores
+from sidgym.agents.sft import SftResult, log_step, resumed_step, train_sft
+from sidgym.agents.task_contexts import check_asked, task_contexts
+from sidgym.envs.datasets import DataSet, load_catalogue, load_dataset
+from sidgym.envs.logged_pages import LoggedPages, logged_pages
+from sidgym.envs.records import Episodes, Sequences
+from sidgym.envs.rewards import RewardContext
 from sidgym.envs.splits import load_splits, save_splits, split, training_log
 from sidgym.launch.schema import RunConfig, arms_of
 from sidgym.sid.alignment import ALIGNMENTS, save_alignment
@@ -152,11 +160,25 @@ def text_embeddings(root: Path) -> Path:
 
 
 def build_sft(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
-    """A fresh or loaded policy, trained on the SFT sequences (``sft_all``: on those of the RL contexts too)."""
+    """A fresh or loaded policy, trained on the SFT sequences (``sft_all``: on those of the RL contexts too).
+
+    With ``sft.checkpoint_every`` it goes on from the newest checkpoint in ``work``.
+    """
     table, splits = SidTable.load(config.directory / "sid"), load_splits(config.directory / "data")
-    policy = build_policy(config.policy, table, config.seed)
     sequences = splits.sft_all if name == "sft_all" else splits.sft
-    with MetricsLog(work, config.log, f"{config.name}-{name}") as log:
+    catalogue = load_catalogue(config.directory / "data") if reads_text(config.sft) else None
+    pages = None
+    if reads_pages(config.sft):
+        users_log = DataSet.load(config.directory / "data").interactions
+        pages = logged_pages(users_log, sequences, config.data.history)
+    # Before the warm-up, which may take days: what cannot be scored must not be found out behind it.
+    kept = pages_kept(config, table, sequences, pages) if pages is not None and config.sft.rsft.drop > 0 else None
+    words: list[str] = []
+    if catalogue is not None and not config.policy.path:
+        words = Mixture.of(config.sft, sequences, catalogue, config.data.history, config.seed, pages).words()
+    policy = build_policy(config.policy, table, config.seed, words)
+    training = work / "training"
+    with MetricsLog(work, config.log, f"{config.name}-{name}", resume_from=resumed_step(training)) as log:
         result = train_sft(
             policy,
             sequences,
@@ -165,10 +187,86 @@ def build_sft(config: RunConfig, work: Path, on_progress: Any, name: str) -> Non
             config.data.history,
             config.seed,
             on_progress,
-            lambda figures: log.log(figures, int(figures["epoch"])),
+            lambda figures: log.log(figures, log_step(figures)),
+            catalogue,
+            training,
+            pages,
         )
+        extra: dict[str, Any] = {}
+        if kept is not None:
+            extra = run_rsft(config, policy, sequences, splits.valid, kept, result, log, on_progress)
+    packed = is_packed(config.sft, policy.merges)
+    if packed:
+        print(f"{name}: learned from\n{result.table()}", file=sys.stderr, flush=True)
     info = {"stage": name, "history": config.data.history, "best_epoch": result.best_epoch, "figures": result.history}
-    write_policy(work, policy, info)
+    if packed:
+        info["seen"] = result.seen
+    write_policy(work, policy, info | extra)
+    shutil.rmtree(training, ignore_errors=True)  # checkpoints of a stage that is done
+
+
+def pages_kept(
+    config: RunConfig, table: SidTable, sequences: Sequences, pages: LoggedPages
+) -> tuple[LoggedPages, dict[str, float]]:
+    """The pages that RSFT trains on, and figures of what is dropped. They depend on the log and on no policy.
+
+    Raises what building or reading a reward does, and ``ValueError`` where a task is left without an example.
+    """
+    rsft, root = config.sft.rsft, config.directory
+    scores = page_scores(pages, page_reward(rsft, rsft_context(root, table, sequences), pages), table)
+    best = best_pages(pages, scores, rsft.drop, config.seed)
+    catalogue = load_catalogue(root / "data") if reads_text(config.sft) else None
+    Mixture.of(config.sft, sequences, catalogue, config.data.history, config.seed, best).epoch(0)
+    return best, dropped_table(scores, len(best))
+
+
+def run_rsft(
+    config: RunConfig, policy: Policy, sequences: Sequences, valid: Episodes,
+    kept: tuple[LoggedPages, dict[str, float]], warm: SftResult, log: MetricsLog, on_progress: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains ``policy`` on without the worst pages (``sft.rsft``), its figures behind those of the warm-up; what is to
+    be remembered of it."""
+    best, told = kept
+    begin = log_step(warm.history[-1]) if warm.history else 0
+    catalogue = load_catalogue(config.directory / "data") if reads_text(config.sft) else None
+    result = train_sft(
+        policy,
+        sequences,
+        valid,
+        continued(config.sft),
+        config.data.history,
+        config.seed,
+        on_progress,
+        lambda figures: log.log(told | {f"rsft/{n}": v for n, v in figures.items()}, begin + log_step(figures)),
+        catalogue,
+        pages=best,
+    )
+    before, after = (max((f["eval/ndcg@10"] for f in one.history), default=0.0) for one in (warm, result))
+    print(
+        f"RSFT: {len(best)} of {told['rsft/pages']:.0f} pages kept; best NDCG@10 on validation {before:.4f} in the "
+        f"warm-up, {after:.4f} in RSFT, whose weights are kept\n{result.table()}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return {"rsft": {**told, "best_epoch": result.best_epoch, "figures": result.history, "seen": result.seen}}
+
+
+def rsft_context(root: Path, table: SidTable, sequences: Sequences) -> RewardContext:
+    """What RSFT's rewards may be built from: all that stands when SFT begins. Popularity is counted in SFT's own
+    sequences, since the run's counts RL's targets, too."""
+    truth = None
+    if (root / "data" / "truth").exists():
+        from sidgym.envs.simulator import Truth
+
+        truth = Truth.load(root / "data" / "truth")
+    embeddings = text_embeddings(root)
+    return RewardContext(
+        table=table,
+        embeddings=np.load(embeddings) if embeddings.exists() else None,
+        truth=truth,
+        popularity=np.bincount(sequences.items, minlength=table.num_items),
+        catalogue=load_catalogue(root / "data"),
+    )
 
 
 def build_preference(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
@@ -190,8 +288,8 @@ def build_preference(config: RunConfig, work: Path, on_progress: Any, name: str)
         on_progress(1, 1, f"AUC {model.report['auc']:.3f}, ECE {model.report['ece']:.3f} on held-out training users")
 
 
-def rl_task(config: RunConfig, rl: RlConfig, seed: int) -> RlTask:
-    """What an RL arm learns from, as paths into the run's folder."""
+def rl_task(config: RunConfig, rl: RlConfig, seed: int, contexts: Path | None = None) -> RlTask:
+    """What an RL arm learns from, as paths into the run's folder; the run's own contexts unless others are given."""
     root = config.directory.resolve()
 
     def existing(path: Path) -> str:
@@ -205,7 +303,7 @@ def rl_task(config: RunConfig, rl: RlConfig, seed: int) -> RlTask:
         )
     return RlTask(
         policy=str(root / "sft"),
-        contexts=str(root / "data" / "rl_contexts.npz"),
+        contexts=str(contexts or root / "data" / "rl_contexts.npz"),
         seed=seed,
         config=rl,
         embeddings=existing(text_embeddings(root)),
@@ -221,7 +319,7 @@ def build_rl(config: RunConfig, work: Path, on_progress: Any, name: str) -> None
     """One arm: RL from the SFT checkpoint, going on from the newest checkpoint in ``work``."""
     splits = load_splits(config.directory / "data")
     rl = arms_of(config)[name]
-    task = rl_task(config, rl, config.seed)
+    task = rl_task(config, rl, config.seed, asked_contexts(config, rl, splits.rl, work))
 
     def open_log(step: int | None) -> MetricsLog:
         return MetricsLog(work, config.log, f"{config.name}-{name}", resume_from=step)
@@ -229,6 +327,17 @@ def build_rl(config: RunConfig, work: Path, on_progress: Any, name: str) -> None
     policy = train_rl(task, splits.valid, work / "training", open_log, on_progress)
     info = {"stage": name, "history": config.data.history, "objective": rl.objective, "steps": rl.steps}
     write_policy(work, policy, info)
+
+
+def asked_contexts(config: RunConfig, rl: RlConfig, contexts: Episodes, work: Path) -> Path | None:
+    """The file of the contexts that ``rl.tasks`` ask for; None for the run's own, which retrieval asks about."""
+    if [share.name for share in check_asked(rl.tasks)] == ["retrieval"]:
+        return None
+    policy = load_stage_policy(config, "sft")
+    catalogue, path = load_catalogue(config.directory / "data"), work / "contexts.npz"
+    found = task_contexts(policy, contexts, catalogue, rl.tasks, config.seed, config.sft.max_text_tokens)
+    save_episodes(path, found)
+    return path.resolve()
 
 
 def load_stage_policy(config: RunConfig, name: str) -> Any:

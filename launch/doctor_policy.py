@@ -1,7 +1,7 @@
 """What ``sidgym doctor`` checks in a policy's folder: tokens, hashes, weights, generation settings.
 
-Nothing is run and the weights are not loaded, except for the rows of the SID tokens. Left out: everything around the
-folder (``doctor``).
+Nothing is run and the weights are not loaded, except for the rows of the SID tokens and the item merger. Left out:
+everything around the folder (``doctor``).
 
 Symbols: V rows of the embedding table.
 """
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from sidgym.agents.checkpoint import CheckpointError, read_info
+from sidgym.agents.merger import FILE
 from sidgym.agents.tokens import HISTORY_TOKEN
 from sidgym.launch.findings import Finding, bad, counted, fine
 from sidgym.sid.extension import check_extends
@@ -90,6 +92,7 @@ def _check_policy(folder: Path, run_table: SidTable | None) -> Iterator[Finding]
         return
     yield from check_tokens(tokenizer, table)
     yield from check_weights(folder, tokenizer, table)
+    yield from check_merger(folder, bool(record.get("merge_items", False)), table)
     yield from check_generation(folder, tokenizer, table)
 
 
@@ -217,6 +220,38 @@ def check_weights(folder: Path, tokenizer: Any, table: SidTable) -> Iterator[Fin
         yield bad("weights", what, "their scores mean nothing, and NaN spreads to all others", again)
     else:
         yield fine("weights", f"{rows:,} embedding rows, a finite one for each of {len(ids):,} SID tokens")
+
+
+def check_merger(folder: Path, merges: bool, table: SidTable) -> Iterator[Finding]:
+    """Where a policy reads items merged: its merger must be there, whole and finite. Where not: there must be none."""
+    path, again = folder / FILE, "restore the folder from a copy, or train again"
+    if not path.is_file():
+        if merges:
+            yield bad("item merger", f"{FILE} is missing", "its policy reads items merged, and cannot be loaded", again)
+        return
+    if not merges:
+        why = "the policy is loaded without it; as policy.path of another run it would be read merged"
+        yield bad("item merger", f"{FILE} is there, and sidgym.json says nothing of it", why, "remove it, or " + again)
+        return
+    try:
+        stored = load_file(path)
+        width = embedding_rows(folder)[1](0, 1).shape[1]
+    except Exception as error:  # as for the weights
+        first = str(error).strip().partition("\n")[0]
+        what = f"it cannot be read ({type(error).__name__}: {first})"
+        yield bad("item merger", what, "the policy cannot be loaded", again)
+        return
+    expected = {"weight": (width, table.codes.shape[1] * width), "bias": (width,)}
+    found = {name: tuple(value.shape) for name, value in stored.items()}
+    broken = [name for name, value in stored.items() if not torch.isfinite(value).all()]
+    if found != expected:
+        what = f"expected {expected} for this model and table, found {found}"
+        yield bad("item merger", what, "the policy cannot be loaded", again)
+    elif broken:
+        what = f"{' and '.join(sorted(broken))} of {FILE} not finite"
+        yield bad("item merger", what, "every prompt is read as NaN", again)
+    else:
+        yield fine("item merger", f"finite, of {table.codes.shape[1]} codes an item")
 
 
 def embedding_rows(folder: Path) -> tuple[int, Any]:

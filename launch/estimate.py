@@ -11,23 +11,29 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from sidgym.agents.config import RlConfig
 from sidgym.agents.engine import TorchEngine
 from sidgym.agents.evaluate import rank_contexts
+from sidgym.agents.mixture import Mixture, reads_pages, reads_text
 from sidgym.agents.policy import Policy, build_policy, parameter_count
 from sidgym.agents.recipes import FORMAT, completed, recipe_of
-from sidgym.agents.sft import sft_loss, windows
+from sidgym.agents.rsft import page_reward, page_scores
+from sidgym.agents.sft import make_feed
+from sidgym.agents.sft_feeds import Feed
 from sidgym.agents.update import group_loss, rollout_groups
-from sidgym.envs.datasets import load_dataset
+from sidgym.envs.datasets import DataSet, load_dataset
+from sidgym.envs.logged_pages import LoggedPages, logged_pages
 from sidgym.envs.records import Episodes, Rollouts, Splits
 from sidgym.envs.rewards import RewardContext, RewardSum
 from sidgym.envs.splits import split
 from sidgym.launch.builders import prepare_process
 from sidgym.launch.schema import RunConfig, arms_of
 from sidgym.sid.config import SidConfig
+from sidgym.sid.table import SidTable
 from sidgym.sid.tokenizers import build_table
 
 
@@ -54,11 +60,25 @@ def estimate(config: RunConfig) -> tuple[list[Cost], Policy, Splits]:
     # Random codes of the configured shape: the cost depends on the trie's size and not on who stands where in it.
     shape = SidConfig(tokenizer="random", levels=config.sid.levels, codes=config.sid.codes)
     table = build_table(np.zeros((len(dataset.catalogue), 1)), dataset.catalogue.ids, shape, config.seed)
-    policy = build_policy(config.policy, table, config.seed)
+    words: list[str] = []
+    paged = None
+    if reads_pages(config.sft):
+        paged = logged_pages(dataset.interactions, splits.sft, config.data.history)
+        _try_rsft(config, dataset, table, paged)
+    if reads_text(config.sft) and not config.policy.path:
+        words = Mixture.of(config.sft, splits.sft, dataset.catalogue, config.data.history, config.seed, paged).words()
+    policy = build_policy(config.policy, table, config.seed, words)
+    policy.use_template(config.sft.template)
     for name, sequences in (("sft", splits.sft), ("sft_all", splits.sft_all)):
-        rows = windows(sequences, config.data.history + 1, None)
-        step = _seconds(functools.partial(_sft_step, policy, rows[: config.sft.batch]))
-        steps = -(-len(rows) // config.sft.batch) * config.sft.epochs
+        history, pages = config.data.history, paged
+        if paged is not None and name != "sft":
+            pages = logged_pages(dataset.interactions, sequences, history)
+        feed = make_feed(policy, sequences, config.sft, history, config.seed, dataset.catalogue, pages)
+        epoch = feed.epoch(0)
+        step = _seconds(functools.partial(_sft_step, policy, feed, epoch[len(epoch) // 2]))
+        steps = len(epoch) * config.sft.epochs
+        if config.sft.rsft.drop > 0:  # as many steps an epoch at most: what is dropped stays in the histories
+            steps += len(epoch) * config.sft.rsft.epochs
         costs.append(Cost(name, step * steps, f"at most {steps} steps of {step * 1e3:.0f} ms"))
     for name, rl in arms_of(config).items():
         step = _rl_seconds(policy, splits.rl, rl, RewardContext(table=table, truth=dataset.truth))
@@ -76,8 +96,26 @@ def estimate(config: RunConfig) -> tuple[list[Cost], Policy, Splits]:
     return costs, policy, splits
 
 
-def _sft_step(policy: Policy, rows: np.ndarray) -> None:
-    sft_loss(policy, rows)[0].backward()
+def _try_rsft(config: RunConfig, dataset: DataSet, table: SidTable, pages: LoggedPages) -> None:
+    """Scores a few pages by RSFT's rewards, with random embeddings where items have texts: what cannot be built or
+    reads what these data lack is refused here, too."""
+    rsft, count = config.sft.rsft, len(dataset.catalogue)
+    if rsft.drop == 0:
+        return
+    texts = any(dataset.catalogue.texts())
+    known = RewardContext(
+        table=table,
+        embeddings=np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32) if texts else None,
+        truth=dataset.truth,
+        popularity=np.ones(count, dtype=np.int64),
+        catalogue=dataset.catalogue,
+    )
+    page_scores(pages.take(np.arange(min(len(pages), 64))), page_reward(rsft, known, pages), table)
+
+
+def _sft_step(policy: Policy, feed: Feed, batch: Any) -> None:
+    for part in feed.parts(batch):
+        feed.loss(policy, part).backward()
 
 
 def _rl_seconds(policy: Policy, contexts: Episodes, rl: RlConfig, known: RewardContext) -> float:

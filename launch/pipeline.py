@@ -18,10 +18,14 @@ import sidgym.agents
 import sidgym.envs
 import sidgym.sid
 from sidgym.agents.advantages import ADVANTAGES
-from sidgym.agents.config import RewardConfig, RlConfig
+from sidgym.agents.config import RewardConfig, RlConfig, SftConfig
 from sidgym.agents.engine import ENGINES
 from sidgym.agents.engine_vllm import CPU_HEAD_SIZES, check_vllm
+from sidgym.agents.merger import check_path
+from sidgym.agents.mixture import check_sft
 from sidgym.agents.recipes import check_objective, completed
+from sidgym.agents.sft import check_training
+from sidgym.agents.task_contexts import check_asked
 from sidgym.envs.datasets import DATASETS
 from sidgym.envs.rewards import claims, find_reward, required_fields, required_mode
 from sidgym.launch import builders
@@ -33,10 +37,15 @@ from sidgym.sid.embed import EMBEDDERS, make_embedder
 from sidgym.sid.registry import resolve
 from sidgym.sid.tokenizers import TOKENIZERS
 
-RESUMABLE = "rl"
-"""Name prefix of the stages that go on inside their own folder after a kill."""
+
+def resumable(name: str, config: RunConfig) -> bool:
+    """Whether a stage goes on inside its own folder after a kill."""
+    return name.startswith("rl") or (name in ("sft", "sft_all") and config.sft.checkpoint_every > 0)
+
 
 LARGE_FILE = 64 << 20  # bytes
+COMPONENT = r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::[0-9.+][\w.+-]*)?"
+"""A component that is named ``package.module:name``, and the share that may stand behind a task."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,13 @@ def make_plan(config: RunConfig) -> Plan:
     add("data", {"data": asdict(config.data), "files": fingerprint(config.data.path)})
     encoder = {"encoder": fingerprint(config.sid.encoder)} if config.sid.encoder else {}
     add("sid", {"sid": asdict(config.sid), "index": fingerprint(config.sid.index), **encoder}, "data")
-    supervised = {"policy": asdict(config.policy), "sft": asdict(config.sft)}
-    add("sft", {**supervised, "files": fingerprint(config.policy.path)}, "sid")
-    add("sft_all", {**supervised, "files": fingerprint(config.policy.path)}, "sid")
+    supervised: dict[str, Any] = {"policy": asdict(config.policy), "sft": learned_settings(config.sft)}
+    supervised["files"] = fingerprint(config.policy.path)
+    for key in ("labels", "text"):
+        if Path(given := getattr(config.sft, key)).is_file():
+            supervised[key] = fingerprint(given)
+    add("sft", supervised, "sid")
+    add("sft_all", supervised, "sid")
     rl_needs = ["sft"]
     if config.preference.enabled:
         add("preference", asdict(config.preference), "sid")
@@ -94,7 +107,8 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def code_fingerprint(inputs: Any) -> dict[str, str]:
-    """Hash of the source of every component named ``package.module:name``: a changed reward is a new run.
+    """Hash of the source of every component named ``package.module:name``, with a task's share behind it or not: a
+    changed reward is a new run.
 
     The files of the whole top-level package count, or a lone module's own; what that imports from elsewhere does not.
     A module that cannot be found is left to the stage that needs it, whose message names it.
@@ -103,13 +117,15 @@ def code_fingerprint(inputs: Any) -> dict[str, str]:
         inputs = list(inputs.values())
     if isinstance(inputs, (list, tuple)):
         return {name: value for part in inputs for name, value in code_fingerprint(part).items()}
-    if not isinstance(inputs, str) or not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", inputs):
+    named = re.fullmatch(COMPONENT, inputs) if isinstance(inputs, str) else None
+    if named is None:
         return {}
+    name = named[1]
     try:
-        spec = importlib.util.find_spec(inputs.partition(":")[0].partition(".")[0])
+        spec = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])
     except (ImportError, ValueError):
         spec = None
-    return {inputs: sources_hash(Path(spec.origin))} if spec is not None and spec.origin else {}
+    return {name: sources_hash(Path(spec.origin))} if spec is not None and spec.origin else {}
 
 
 def sources_hash(origin: Path) -> str:
@@ -127,6 +143,13 @@ def own_sources() -> str:
     """Hash of the code that results come from: ``sid``, ``envs`` and ``agents``."""
     folders = (Path(str(package.__file__)) for package in (sidgym.sid, sidgym.envs, sidgym.agents))
     return hashlib.sha256("".join(sources_hash(path) for path in folders).encode()).hexdigest()[:16]
+
+
+def learned_settings(sft: SftConfig) -> dict[str, Any]:
+    """The settings that SFT's results depend on: not how often a checkpoint is written."""
+    values = asdict(sft)
+    values.pop("checkpoint_every")
+    return values
 
 
 def trained_settings(rl: Any) -> dict[str, Any]:
@@ -163,7 +186,16 @@ def check_names(config: RunConfig) -> None:
         make_embedder(config.sid, config.seed)  # says what is wrong with the encoder's directory, or the file
     if config.sid.alignment:
         resolve("alignment", config.sid.alignment, ALIGNMENTS)
+    check_sft(config.sft, config.policy.merge_items)
+    if config.policy.path:
+        check_path(config.policy.path, config.policy.merge_items)
+    check_training(config.sft, config.policy)
+    for term in config.sft.rsft.rewards if config.sft.rsft.drop > 0 else ():
+        _check_truth("sft.rsft", config, term)
     for name, rl in arms_of(config).items():
+        asked = [share.name for share in check_asked(rl.tasks)]
+        if asked != ["retrieval"] and rl.environment != "next_item":
+            raise ValueError(f"{name}: rl.tasks but retrieval ask for one item; use rl.environment = 'next_item'")
         if rl.backend != "torch" and importlib.util.find_spec("ray") is None:
             raise ValueError(
                 f"{name}: backend {rl.backend!r} needs Ray, which is not installed; use --rl.backend torch"
@@ -188,15 +220,7 @@ def _check_reward(config: RunConfig, name: str, rl: RlConfig, term: RewardConfig
     needed = required_fields(term)
     if "preference" in needed and not config.preference.enabled:
         raise ValueError(f"{name}: reward {term.name!r} needs the preference model: set preference.enabled")
-    if "truth" in needed and config.data.name != "simulator":
-        raise ValueError(
-            f"{name}: reward {term.name!r} needs the simulator's truth, which data set {config.data.name!r} does not "
-            "have; use data.name = 'simulator' or another reward"
-        )
-    if term.name == "true_preference":
-        print(
-            f"{name}: reward 'true_preference' is the simulator's own truth: an upper bound, no result", file=sys.stderr
-        )
+    _check_truth(name, config, term)
     mode = required_mode(reward)
     if mode and rl.mode != mode:
         raise ValueError(f"{name}: reward {term.name!r} needs rl.mode = {mode!r}, got {rl.mode!r}")
@@ -209,6 +233,19 @@ def _check_reward(config: RunConfig, name: str, rl: RlConfig, term: RewardConfig
         raise ValueError(
             f"{name}: reward {term.name!r} compares candidates with each other; expected {field} of at least 2, got "
             f"{getattr(rl, field)}"
+        )
+
+
+def _check_truth(name: str, config: RunConfig, term: RewardConfig) -> None:
+    """Refuses a reward that reads the simulator's truth on another data set, and says what one is worth."""
+    if "truth" in required_fields(term) and config.data.name != "simulator":
+        raise ValueError(
+            f"{name}: reward {term.name!r} needs the simulator's truth, which data set {config.data.name!r} does not "
+            "have; use data.name = 'simulator' or another reward"
+        )
+    if term.name == "true_preference":
+        print(
+            f"{name}: reward 'true_preference' is the simulator's own truth: an upper bound, no result", file=sys.stderr
         )
 
 
@@ -230,7 +267,7 @@ def build_stage(config: RunConfig, stage: Stage, on_progress: Any = None) -> Non
     """Builds one stage whose inputs are complete. Runs in a process of its own when stages run side by side."""
     builders.prepare_process(config.threads)
     build = builders.builder_of(stage.name)
-    stage.run(lambda work: build(config, work, on_progress, stage.name), resumable=stage.name.startswith(RESUMABLE))
+    stage.run(lambda work: build(config, work, on_progress, stage.name), resumable=resumable(stage.name, config))
 
 
 def seed_configs(config: RunConfig, seeds: int) -> list[RunConfig]:

@@ -73,6 +73,13 @@ def arms_of(config: RunConfig) -> dict[str, RlConfig]:
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "data.split": ("by_user", "leave_one_out", "chronological"),
+    "data.repeats": ("keep", "exact", "first"),
+    "data.domain": ("video", "goods", "ad"),
+    "sft.template": ("plain", "chat"),
+    "sft.normalise": ("vocab", "sid"),
+    "sft.page_order": ("strongest", "logged", "random"),
+    "sft.precision": ("float32", "bfloat16"),
+    "sft.device": ("cpu", "cuda"),
     "rl.mode": ("beam", "sample", "top_k", "dynamic", "stochastic_beam", "free"),
     "rl.ratio": ("", "token", "sequence", "sequence_mean"),
     "rl.kl_estimator": ("k1", "k2", "k3"),
@@ -91,10 +98,21 @@ MAY_BE_ZERO = frozenset(
     {
         "seed",
         "data.min_events",
+        "data.max_events",
+        "data.title_words",
+        "data.min_rating",
+        "data.max_malformed",
         "policy.dropout",
         "sft.epochs",
         "sft.weight_decay",
         "sft.warmup_steps",
+        "sft.tokens_per_batch",
+        "sft.tokens_per_microbatch",
+        "sft.token_warmup_steps",
+        "sft.lora_rank",
+        "sft.eval_every",
+        "sft.checkpoint_every",
+        "sft.rsft.drop",
         "rl.steps",
         "rl.discount",
         "rl.horizon",
@@ -128,6 +146,11 @@ def validate(config: RunConfig, source: str = "configuration") -> None:
         rl = _completed(rl)
         faults.extend(_rl_faults(rl, where))
         faults.extend(_page_faults(rl, where, config.data))
+        if config.policy.merge_items and rl.engine in ("hf", "vllm"):
+            faults.append(
+                f"{where}.engine: {rl.engine!r} takes prompts as token ids and cannot read merged items; use 'torch', "
+                "or policy.merge_items = false"
+            )
     if faults:
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
 
@@ -181,7 +204,7 @@ def _value_faults(config: RunConfig) -> Iterator[str]:
             continue
         if not math.isfinite(value):
             yield f"{where}: expected a finite number, got {value}"
-        elif key != "rl.rewards.weight" and (value < 0 or (value == 0 and key not in MAY_BE_ZERO)):
+        elif not key.endswith("rewards.weight") and (value < 0 or (value == 0 and key not in MAY_BE_ZERO)):
             yield f"{where}: expected {'at least 0' if key in MAY_BE_ZERO else 'more than 0'}, got {value}"
 
 

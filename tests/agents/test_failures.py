@@ -212,7 +212,7 @@ def test_a_full_disk_leaves_what_was_there(task, tmp_path, monkeypatch):
 
     def sometimes(*args: object, **kwargs: object) -> None:
         calls.append(1)
-        if len(calls) == 7:
+        if len(calls) == 5:
             full()
         real(*args, **kwargs)
 

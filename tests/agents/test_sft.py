@@ -92,3 +92,10 @@ def test_a_broken_loss_stops_training():
         policy.model.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
         train_sft(policy, sequences, valid, SftConfig(epochs=1), history=5, seed=0)
+
+
+def test_dropout_and_width_of_a_fresh_gpt2_are_those_that_were_asked_for():
+    """Its own names for them have defaults that would hold in silence."""
+    config = replace(TINY, architecture="gpt2", dropout=0.3, intermediate_size=48)
+    made = build_policy(config, toy_table(), 0).model.config
+    assert (made.attn_pdrop, made.embd_pdrop, made.resid_pdrop, made.n_inner) == (0.3, 0.3, 0.3, 48)

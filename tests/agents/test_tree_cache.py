@@ -151,6 +151,17 @@ def test_a_class_that_computes_something_else_is_not_walked(monkeypatch):
         assert not knows_blocks(policy)
 
 
+def test_a_class_is_judged_in_full_precision_wherever_it_is_first_met(monkeypatch):
+    """Under autocast the two ways round differently, and the verdict holds for the rest of the process."""
+    monkeypatch.setattr(tree_cache, "_SAME", {})
+    policy = toy_policy(toy_table(), config=replace(TINY, hidden_size=64, layers=3), seed=3)
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.mul_(3.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert knows_blocks(policy)
+
+
 def test_models_that_cannot_read_a_tree_are_refused_by_name():
     table = toy_table()
     policy = toy_policy(table)

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from sidgym.agents.checkpoint import save_policy
 from sidgym.agents.config import PolicyConfig
+from sidgym.agents.merger import FILE
 from sidgym.agents.policy import build_policy
 from sidgym.agents.tokens import fresh_tokenizer
 from sidgym.envs.config import DataConfig
@@ -130,6 +133,26 @@ def test_generation_settings_that_change_a_beam():
     assert corrupting({"top_k": -1, "penalty_alpha": 0.0, "watermarking_config": None}) == {}
     rarer = {"penalty_alpha": 0.6, "exponential_decay_length_penalty": [5, 1.1], "watermarking_config": {"bias": 2.5}}
     assert corrupting(rarer) == rarer
+
+
+def test_a_policy_that_merges_items_needs_a_whole_merger(tmp_path):
+    folder = tmp_path / "policy"
+    save_policy(folder, build_policy(replace(TINY, merge_items=True), toy_table(), 0))
+    assert errors(folder) == []
+    whole = load_file(folder / FILE)
+    for spoilt, said in (
+        ({**whole, "bias": torch.full((16,), float("nan"))}, "bias of item_merger.safetensors not finite"),
+        ({**whole, "weight": torch.zeros(16, 32)}, "expected {'weight': (16, 48), 'bias': (16,)}"),
+    ):
+        save_file(spoilt, folder / FILE)
+        assert [said in text for text in errors(folder)] == [True]
+    (folder / FILE).write_bytes(b"cut")
+    assert ["cannot be read" in text for text in errors(folder)] == [True]
+    (folder / FILE).unlink()
+    assert [text.partition(": ")[2] for text in errors(folder)] == ["item_merger.safetensors is missing"]
+    save_file(whole, folder / FILE)
+    rewrite(folder / "sidgym.json", merge_items=False)
+    assert ["sidgym.json says nothing of it" in text for text in errors(folder)] == [True]
 
 
 def test_a_plain_model_directory(run, tmp_path, capsys):
