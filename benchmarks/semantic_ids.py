@@ -13,9 +13,6 @@ printed is one JSON object. Left out: what is measured on an arm (``semantic_id_
 """
 
 import argparse
-import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from sidgym.agents.config import PolicyConfig, SftConfig
+from sidgym.benchmarks.parts import in_parts
 from sidgym.benchmarks.script import main
 from sidgym.benchmarks.semantic_id_arms import BASE, Arm, Store, judge_arm
 from sidgym.envs.config import DataConfig, EvalConfig
@@ -95,29 +93,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     plan = planned(options)
     jobs = [(store, arm, seed) for seed in options.seeds for store, arm in plan]
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
-    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(_part, *job, options.parts): job for job in jobs}
-        for done in as_completed(waiting):
-            store, arm, seed = waiting[done]
-            found[store.name, arm.name, seed] = figures = done.result()
-            print(f"{store.name}, {arm.name}, seed {seed}: {_line(figures)}", flush=True)
+    named = {f"{store.name}-{arm.name.replace(', ', '+')}-{seed}": (store, arm, seed) for store, arm, seed in jobs}
+    for name, figures in in_parts(judge_arm, named, options.workers, options.parts):
+        store, arm, seed = named[name]
+        found[store.name, arm.name, seed] = figures
+        print(f"{store.name}, {arm.name}, seed {seed}: {_line(figures)}", flush=True)
     stores: dict[str, Any] = {}
     for store, arm in plan:
         entry = stores.setdefault(store.name, {"settings": _settings(store), "arms": {}})
         entry["arms"][arm.name] = _over_seeds(found, store.name, arm, options.seeds)
     return {"resamples": RESAMPLES, "workers": options.workers, "stores": stores}
-
-
-def _part(store: Store, arm: Arm, seed: int, folder: Path | None) -> dict[str, Any]:
-    """``judge_arm``, or what it gave before."""
-    path = folder / f"{store.name}-{arm.name.replace(', ', '+')}-{seed}.json" if folder else None
-    if path and path.exists():
-        return json.loads(path.read_text())
-    figures = judge_arm(store, arm, seed)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures))
-    return figures
 
 
 def _over_seeds(found: dict[tuple[str, str, int], Any], store: str, arm: Arm, seeds: list[int]) -> dict[str, Any]:

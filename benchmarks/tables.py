@@ -39,6 +39,9 @@ SCRIPTS = (
     "soak",
     "semantic_ids",
     "trie",
+    "page_wise",
+    "sft",
+    "token_merger",
 )
 """Stored results of scripts that are no pipeline."""
 AMAZON = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50")

@@ -31,6 +31,11 @@ EXPECTED = {
         "mmap_open_s",
         "beam_step",
     ),
+    "beauty": ("r@5", "r@10", "n@5", "n@10", "arms", "withheld_minus_full", "command"),
+    "task_mixtures": ("stores",),
+    "page_wise": ("page_minus_point", "page_minus_retrieval", "epochs"),
+    "sft": ("packed_vs_trainer", "packed_vs_trainer_cpu"),
+    "token_merger": ("prompt_codes_vs_merged", "ndcg@10_merged_minus_codes", "rollout_codes_vs_merged"),
     "soak": ("kills", "seconds_to_next", "weights_and_metrics_equal"),
     "throughput": (
         "rollout_vs_hf",

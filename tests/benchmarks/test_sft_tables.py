@@ -1,0 +1,24 @@
+"""docs/supervised.md quotes the stored results and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sidgym.benchmarks.sft_tables import PARTS
+from sidgym.benchmarks.tables import RESULTS
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "supervised.md"
+
+pytestmark = pytest.mark.skipif(not PAGE.exists() or not RESULTS.exists(), reason="only in a checkout")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_page_quotes_the_stored_results(part):
+    assert PARTS[part]() in PAGE.read_text(), f"regenerate '{part}' with sidgym.benchmarks.sft_tables.PARTS"
+
+
+def test_training_without_padding_is_as_fast_as_promised():
+    result = json.loads((RESULTS / "sft.json").read_text())
+    assert result["packed_vs_trainer"] >= 3
+    assert result["mixture"]["loss_difference"] < 1e-4
