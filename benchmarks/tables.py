@@ -41,6 +41,8 @@ SCRIPTS = (
     "trie",
     "page_wise",
     "sft",
+    "beauty",
+    "task_mixtures",
     "token_merger",
 )
 """Stored results of scripts that are no pipeline."""
