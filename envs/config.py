@@ -48,7 +48,7 @@ class DataConfig:
     """A user's events with one item: keep all, drop copies at the same time (exact), or keep the first only (first)."""
     clicks: tuple[str, ...] = ()
     """kuairand and openonerec only: feedback columns of which one set makes an event a click; empty takes the reader's
-    own, which its notes name."""
+    own, which its notes name. kuairand takes thresholds, too: watch_ratio>=0.8."""
     orders: tuple[str, ...] = ()
     """kuairand and openonerec only: feedback columns of which one set makes an event as good as an order."""
     domain: str = "video"

@@ -4,10 +4,14 @@ Columns: ``user_id``; ``video_id`` or ``item_id``; ``time_ms``, or ``timestamp``
 and 1; and, where there are any, ``play_time_ms``, ``duration_ms``, ``page_id`` (any text), ``position``. A user's log
 is in the order of time; where there are pages, in the order in which they start, and on each by position. KuaiRand's
 standard and random logs are read together. It tells neither pages nor probabilities of exposure, so these stay empty.
+A folder without such files may hold KuaiRec's ``big_matrix.csv``, else ``small_matrix.csv``: ``play_duration`` and
+``video_duration`` are in ms, too. A shop's pages are such a log with ``page_id``, ``position``, ``click``, ``order``.
 
-Feedback is NEGATIVE where ``is_hate`` is set, else ORDER where one of ``orders`` is (like, follow, comment, forward),
-else CLICK where one of ``clicks`` is (click, long view), else SHOWN. Left out: what is known of the users, and counts
-over the whole log (``video_features_statistic``), which know the future.
+Feedback is NEGATIVE where ``is_hate`` is set, else ORDER where one of ``orders`` is (like, follow, comment, forward,
+order), else CLICK where one of ``clicks`` is (click, long view, a ``watch_ratio`` of at least 1), else SHOWN. A column
+may be given with a threshold, ``watch_ratio>=0.8``. What kind of feedback it was stays in ``Interactions.signals``.
+Left out: what is known of the users, and counts over the whole log (``video_features_statistic``), which know the
+future.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,17 +24,31 @@ from sidgym.envs.config import DataConfig
 from sidgym.envs.filters import Ledger, keeps_title
 from sidgym.envs.raw_columns import Columns, csv_blocks
 from sidgym.envs.raw_files import Reading, csv_header, csv_items, find_files, total_size
-from sidgym.envs.records import CLICK, NEGATIVE, ORDER, SHOWN, Catalogue, Interactions
+from sidgym.envs.records import CLICK, NEGATIVE, ORDER, SHOWN, Catalogue, Interactions, pack_signals
 from sidgym.envs.streaming import Events, keys_of_pages, keys_of_text, keys_of_titled, read_log
 
 PATTERNS = ("log_*.csv", "log_*.csv.gz")
+MATRICES = ("big_matrix.csv*", "small_matrix.csv*")
+"""KuaiRec's logs, the first that is there: the small one holds what was shown to test users for the purpose."""
 EXPECTED = "log_*.csv (user_id, video_id, time_ms, is_click ...), and optionally video_features_basic_*.csv"
-CLICKS = ("is_click", "long_view")
-ORDERS = ("is_like", "is_follow", "is_comment", "is_forward")
+CLICKS = ("is_click", "long_view", "click", "watch_ratio>=1")
+ORDERS = ("is_like", "is_follow", "is_comment", "is_forward", "order")
 HATES = ("is_hate",)
+SIGNAL_COLUMNS = {
+    "long_view": "long_view",
+    "is_like": "like",
+    "is_follow": "follow",
+    "is_comment": "comment",
+    "is_forward": "forward",
+    "cart": "cart",
+}
+"""Columns, and the names in ``records.SIGNALS`` under which they travel."""
+PLAY, DURATION = ("play_time_ms", "play_duration"), ("duration_ms", "video_duration")
+"""Names of the play time and of the duration in ms."""
 RANDOM = "is_rand"
 LEVELS = ("first", "second", "third", "fourth")
 CAPTIONS = "*video_captions.csv*"
+TAGS = "item_categories.csv*"
 CAPTION_COLUMNS = ("final_video_id", "caption")
 
 
@@ -43,13 +61,14 @@ class Layout:
     clicks: tuple[str, ...]
     orders: tuple[str, ...]
     hates: tuple[str, ...]
-    optional: tuple[str, ...]  # of play_time_ms, duration_ms, position, is_rand
+    optional: tuple[str, ...]  # of PLAY, DURATION, SIGNAL_COLUMNS, position, is_rand
     page: tuple[str, ...]  # page_id, or none
 
     @property
     def numbers(self) -> list[str]:
         """The columns of numbers, each once."""
-        return list(dict.fromkeys([self.time, *self.clicks, *self.orders, *self.hates, *self.optional]))
+        signs = [_column_of(sign) for sign in (*self.clicks, *self.orders, *self.hates)]
+        return list(dict.fromkeys([self.time, *signs, *self.optional]))
 
 
 def feedback_of(negative: np.ndarray, order: np.ndarray, click: np.ndarray) -> np.ndarray:
@@ -73,6 +92,26 @@ def chosen_columns(
     return wanted or tuple(name for name in usual if name in present)
 
 
+def _column_of(sign: str) -> str:
+    """The column of a sign such as ``is_click`` or ``watch_ratio>=0.8``."""
+    return sign.partition(">=")[0].strip()
+
+
+def _chosen_signs(
+    setting: str, wanted: tuple[str, ...], usual: Sequence[str], present: Sequence[str]
+) -> tuple[str, ...]:
+    """``chosen_columns`` of signs that may have a threshold; ``ValueError`` for one that is no number."""
+    for sign in wanted:
+        try:
+            threshold = float(sign.partition(">=")[2] or "0")
+        except ValueError:
+            threshold = np.nan
+        if not np.isfinite(threshold):
+            raise ValueError(f"data.{setting}: expected a column, or a column>=number, got {sign!r}")
+    chosen_columns(setting, tuple(_column_of(sign) for sign in wanted), (), present)
+    return wanted or tuple(sign for sign in usual if _column_of(sign) in present)
+
+
 def _layout(paths: Sequence[Path], config: DataConfig) -> Layout:
     headers = [csv_header(path) for path in paths]
     present = [name for name in headers[0] if all(name in header for header in headers)]
@@ -86,10 +125,10 @@ def _layout(paths: Sequence[Path], config: DataConfig) -> Layout:
     layout = Layout(
         item,
         time,
-        chosen_columns("clicks", config.clicks, CLICKS, present),
-        chosen_columns("orders", config.orders, ORDERS, present),
+        _chosen_signs("clicks", config.clicks, CLICKS, present),
+        _chosen_signs("orders", config.orders, ORDERS, present),
         tuple(name for name in HATES if name in present),
-        tuple(n for n in ("play_time_ms", "duration_ms", "position", RANDOM) if n in present),
+        tuple(n for n in (*PLAY, *DURATION, *SIGNAL_COLUMNS, "position", RANDOM) if n in present),
         tuple(n for n in ("page_id",) if n in present),
     )
     if not layout.clicks and not layout.orders:
@@ -100,8 +139,12 @@ def _layout(paths: Sequence[Path], config: DataConfig) -> Layout:
     return layout
 
 
-def _any(columns: Columns, names: Sequence[str]) -> np.ndarray:
-    return np.logical_or.reduce([columns[name] > 0 for name in names]) if names else np.zeros(1, dtype=bool)
+def _any(columns: Columns, signs: Sequence[str]) -> np.ndarray:
+    """Whether one of the signs is given: its column is above 0, or at least at its threshold."""
+    if not signs:
+        return np.zeros(1, dtype=bool)
+    parts = [(columns[_column_of(sign)], sign.partition(">=")[2]) for sign in signs]
+    return np.logical_or.reduce([values >= float(least) if least else values > 0 for values, least in parts])
 
 
 def _events(paths: Sequence[Path], layout: Layout, reading: Reading) -> Iterator[Events]:
@@ -114,6 +157,7 @@ def _events(paths: Sequence[Path], layout: Layout, reading: Reading) -> Iterator
             more = {name: columns[name] for name in layout.optional}
             reading.counts[RANDOM] += int((more[RANDOM] > 0).sum()) if RANDOM in more else 0
             signs = [_any(columns, names) for names in (layout.hates, layout.orders, layout.clicks)]
+            flags = {own: more[name] > 0 for name, own in SIGNAL_COLUMNS.items() if name in more}
             yield Events(
                 user_keys[who],
                 code,
@@ -121,10 +165,11 @@ def _events(paths: Sequence[Path], layout: Layout, reading: Reading) -> Iterator
                 names,
                 time=columns[layout.time] / scale,
                 feedback=np.broadcast_to(feedback_of(*signs), len(who)),
-                play_time=_seconds(more.get("play_time_ms")),
-                duration=_seconds(more.get("duration_ms")),
+                play_time=_seconds(next((more[name] for name in PLAY if name in more), None)),
+                duration=_seconds(next((more[name] for name in DURATION if name in more), None)),
                 page=keys_of_pages(columns["page_id"]) if layout.page else None,
                 position=_whole(more.get("position")),
+                signals=pack_signals(flags),
             )
 
 
@@ -147,12 +192,14 @@ class _Videos:
 
 
 def _side_files(folder: Path, config: DataConfig, ledger: Ledger, wanted: set[str]) -> _Videos:
-    """``video_features_basic_*`` (tags, duration), ``*_video_categories`` and ``*_video_captions``, where there."""
+    """``video_features_basic_*`` (tags, duration), ``*_video_categories``, ``*_video_captions`` and KuaiRec's
+    ``item_categories`` (tags), where there."""
     videos = _Videos({}, {}, {}, {})
     kinds = {
         "video_features_basic*.csv*": ("video_id", "video_duration", "tag"),
         "*video_categories.csv*": ("final_video_id", *(f"{level}_level_category_name" for level in LEVELS)),
         CAPTIONS: CAPTION_COLUMNS,
+        TAGS: ("video_id", "feat"),
     }
     for pattern, columns in kinds.items():
         for path in sorted(folder.glob(pattern)):
@@ -165,9 +212,11 @@ def _side_files(folder: Path, config: DataConfig, ledger: Ledger, wanted: set[st
                         reading.bad(f"{path.name} line {line}", "no number in 'video_duration'", ",".join(row.values()))
                     elif name in wanted:
                         videos.duration[name] = duration
-                        videos.tags[name] = tuple(f"tag {t.strip()}" for t in values[1].split(",") if t.strip())
+                        videos.tags[name] = _tags(values[1])
                 elif name not in wanted:
                     continue
+                elif pattern == TAGS:
+                    videos.tags[name] = _tags(values[0].strip("[] "))
                 elif pattern == CAPTIONS:
                     if not keeps_title(videos.captions.get(name, ""), config.title_words):
                         videos.captions[name] = " ".join(values[0].split())
@@ -176,6 +225,10 @@ def _side_files(folder: Path, config: DataConfig, ledger: Ledger, wanted: set[st
             reading.check(path.name, config.max_malformed)
             ledger.note(reading.described(path.name))
     return videos
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    return tuple(f"tag {tag.strip()}" for tag in text.split(",") if tag.strip())
 
 
 def _milliseconds(text: str) -> float | None:
@@ -209,7 +262,8 @@ def read_kuairand(folder: Path, config: DataConfig, ledger: Ledger) -> tuple[Cat
     ``categories`` are the path of ``*_video_categories.csv``, else the tags of ``video_features_basic``; titles are the
     captions of ``*_video_captions.csv``. Raises ``FileNotFoundError`` or ``ValueError`` that names file and fault.
     """
-    paths = find_files(folder, PATTERNS, EXPECTED)
+    matrix = [path for pattern in MATRICES for path in sorted(folder.glob(pattern))][:1]
+    paths = matrix if matrix and not any(folder.glob("log_*.csv*")) else find_files(folder, PATTERNS, EXPECTED)
     layout = _layout(paths, config)
     allowed = _allowed(folder, config)
     last = Reading()

@@ -23,11 +23,13 @@ from sidgym.envs.filters import Ledger
 from sidgym.envs.loaders_amazon import ORDER_ONLY
 from sidgym.envs.loaders_kuairand import chosen_columns, feedback_of
 from sidgym.envs.raw_files import Reading, find_files
-from sidgym.envs.records import Catalogue, Interactions
+from sidgym.envs.records import Catalogue, Interactions, pack_signals
 from sidgym.envs.streaming import Events, keys_of_numbers, read_log
 
 EXPECTED = "Parquet files with uid, hist_<domain>_pid and target_<domain>_pid, and optionally pid and dense_caption"
 CLICKS, ORDERS, HATES = ("longview",), ("like", "follow", "forward"), ("not_interested",)
+SIGNAL_FLAGS = {"longview": "long_view", "like": "like", "follow": "follow", "forward": "forward"}
+"""Flags, and the names in ``records.SIGNALS`` under which they travel, if they are read."""
 USERS = 512
 """Rows read at a time; a user may have thousands of events."""
 
@@ -169,7 +171,8 @@ def _chunk(batch: Any, path: Path, first: int, layout: _Layout, seen: set[int], 
         signs = [np.logical_or.reduce([column[name] > 0 for name in names]) if names else np.zeros(len(keep), bool)
                  for names in layout.roles]  # fmt: skip
         feedback = feedback_of(*signs)
-    return Events(user.view(np.uint64)[owner[keep]], code, items, feedback=feedback)
+    signals = pack_signals({own: column[flag] > 0 for flag, own in SIGNAL_FLAGS.items() if flag in layout.flags})
+    return Events(user.view(np.uint64)[owner[keep]], code, items, feedback=feedback, signals=signals)
 
 
 def _captions(paths: Sequence[Path], ids: Sequence[str], ledger: Ledger, config: DataConfig) -> list[str]:

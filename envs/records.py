@@ -7,7 +7,7 @@ behaviour beyond selection and checks; how records are made stands in ``datasets
 Symbols: N items, E events, B contexts, T history length, M targets a context, G candidates a group, L levels of a SID.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,6 +18,9 @@ PAD_ITEM = -1
 
 NEGATIVE, SHOWN, CLICK, ORDER = -1, 0, 1, 2
 """Values of ``Interactions.feedback``: disliked, shown and ignored, clicked, ordered (so clicked too)."""
+
+SIGNALS = ("long_view", "like", "follow", "comment", "forward", "cart")
+"""Bits of ``Interactions.signals``, the lowest first: what a user did that ``feedback`` does not tell apart."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Interactions:
     position: np.ndarray | None = None  # (E,) int64, place on the page from 0
     feedback: np.ndarray | None = None  # (E,) int8, one of NEGATIVE, SHOWN, CLICK, ORDER
     propensity: np.ndarray | None = None  # (E,) float32, probability that the logging policy showed the item there
+    signals: np.ndarray | None = None  # (E,) int32, bit k set where SIGNALS[k] happened; see ``pack_signals``
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -74,6 +78,12 @@ class Interactions:
     def positives(self) -> "Interactions":
         """Clicks and orders only: what histories and targets are made of."""
         return self if self.feedback is None else self.select(self.feedback >= CLICK)
+
+
+def pack_signals(flags: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Flags (n,) bool by their names in ``SIGNALS`` as bits, (n,) int32; ``None`` for no flag."""
+    parts = [np.asarray(flag, dtype=np.int32) << SIGNALS.index(name) for name, flag in flags.items()]
+    return np.bitwise_or.reduce(parts) if parts else None
 
 
 @dataclass(frozen=True)

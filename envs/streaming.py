@@ -45,6 +45,7 @@ class Events:
     play_time: np.ndarray | None = None  # (n,) float32, seconds
     page: np.ndarray | None = None  # (n,) int64, keys
     position: np.ndarray | None = None  # (n,) int64
+    signals: np.ndarray | None = None  # (n,) int32, as in Interactions
     duration: np.ndarray | None = None  # (n,) float32, seconds that the item lasts
 
     def __len__(self) -> int:

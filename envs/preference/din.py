@@ -10,9 +10,8 @@ behaviours than engagement, and online updates.
 Symbols: N items, D embedding width, H hidden width, P pages, S places a page, T history length, K candidates.
 """
 
+import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidgym.envs.impressions import Impressions, impressions
-from sidgym.envs.preference_network import Network, Shape
-from sidgym.envs.records import PAD_ITEM, Interactions
+from sidgym.envs.preference.base import check_items, check_scores
+from sidgym.envs.preference.calibration import evaluate_probabilities, reliability
+from sidgym.envs.preference.data import PreferenceData
+from sidgym.envs.preference.examples import implicit_examples, tells_refusals
+from sidgym.envs.preference.network import Network, Shape
+from sidgym.envs.preference.training import BIAS_SPEED, single_thread
+from sidgym.envs.records import CLICK, PAD_ITEM, SHOWN, Interactions
 from sidgym.sid.table import write_atomically
 
 SCHEMA_VERSION = 1
 """Of the directory that ``LoggedPreference.save`` writes."""
-
-BIAS_SPEED = 3.0
-"""Learning rate of biases and other vectors, in units of ``lr``."""
 
 
 class LoggedPreference:
@@ -90,7 +91,7 @@ class LoggedPreference:
             )
         if int(pages.items.max()) >= len(vectors):
             raise ValueError(f"fit: the log shows item {pages.items.max()}, but embeddings has {len(vectors)} rows")
-        if hidden % heads:
+        if heads < 1 or hidden % heads:
             raise ValueError(f"fit: hidden ({hidden}) must be a multiple of heads ({heads})")
         rng = np.random.default_rng(seed)
         train, valid = _hold_out(pages, valid_share, rng)
@@ -114,8 +115,11 @@ class LoggedPreference:
             items: (B, K) item ids, or PAD_ITEM.
             chunk: values worked on at once.
 
-        Returns (B, K) float32 in [0, 1], 0 at PAD_ITEM.
+        Returns (B, K) float32 in [0, 1], 0 at PAD_ITEM. Raises ``ValueError`` for an item that does not exist and for a
+        score that is not a number.
         """
+        check_items(history, self.network.shape.items, "history")
+        check_items(items, self.network.shape.items, "items")
         # Copies: what a reward is given may be read-only, which torch does not know.
         past = torch.from_numpy(np.array(history[:, -self.network.shape.history :], dtype=np.int64, order="C"))
         shown = torch.from_numpy(np.array(items, dtype=np.int64, order="C"))
@@ -123,7 +127,9 @@ class LoggedPreference:
         with torch.inference_mode(), single_thread():
             parts = [self.network(h, i).sigmoid() for h, i in zip(past.split(rows), shown.split(rows))]
             scores = torch.cat(parts) if parts else torch.zeros(shown.shape)
-        return np.where(items == PAD_ITEM, np.float32(0.0), scores.numpy())
+        out = np.where(items == PAD_ITEM, np.float32(0.0), scores.numpy())
+        check_scores(out, history, items, "din")
+        return out
 
     def save(self, directory: str | Path) -> None:
         """Write ``preference.safetensors`` (weights and item embeddings) and ``preference.json`` (sizes and report)."""
@@ -131,7 +137,8 @@ class LoggedPreference:
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        header = {"schema_version": SCHEMA_VERSION, "shape": asdict(self.network.shape), "report": self.report}
+        header = {"schema_version": SCHEMA_VERSION, "kind": "din", "shape": asdict(self.network.shape)}
+        header["report"] = self.report
         text = json.dumps(header, allow_nan=False)  # fails before anything is written
         write_atomically(directory / "preference.safetensors", save(self.network.state_dict()))
         write_atomically(directory / "preference.json", text.encode())
@@ -209,33 +216,6 @@ class _Trainer:
             self.optimiser.step()
 
 
-def evaluate_probabilities(probability: np.ndarray, engaged: np.ndarray, bins: int = 10) -> dict[str, float]:
-    """How well probabilities (E,) predict outcomes (E,) bool.
-
-    ``auc`` counts ties half and is 0.5 where one class is missing; ``ece`` is the expected calibration error over bins
-    of equal size; ``base_log_loss`` is that of the base rate, what a model that knows nothing reaches.
-    """
-    from scipy.stats import rankdata
-
-    p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
-    positive, count = int(engaged.sum()), len(engaged)
-    negative = count - positive
-    area = 0.5
-    if positive and negative:
-        area = (rankdata(p)[engaged].sum() - positive * (positive + 1) / 2) / (positive * negative)
-    order = np.argsort(p, kind="stable")
-    gaps = [abs(p[part].sum() - engaged[part].sum()) for part in np.array_split(order, bins)]
-    base = np.clip(positive / count, 1e-7, 1 - 1e-7)
-    return {
-        "valid_rows": count,
-        "auc": float(area),
-        "log_loss": float(-np.where(engaged, np.log(p), np.log1p(-p)).mean()),
-        "base_rate": positive / count,
-        "base_log_loss": float(-(base * np.log(base) + (1 - base) * np.log1p(-base))),
-        "ece": float(sum(gaps) / count),
-    }
-
-
 def _hold_out(pages: Impressions, share: float, rng: np.random.Generator) -> tuple[Impressions, Impressions]:
     """Pages of most users and of a random share of them; ``ValueError`` when either side would be empty."""
     users = rng.permutation(np.unique(pages.user))
@@ -267,12 +247,58 @@ def _logit(probability: float) -> float:
     return float(np.log(p / (1 - p)))
 
 
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Run torch on one thread, so that sums have one order; the caller's setting returns afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+class Din(LoggedPreference):
+    """``LoggedPreference`` as a member of the registry: fitted on ``PreferenceData``, with a reliability curve.
+
+    A log of positive events is given sampled negatives first: each positive is a page with ``sampled`` items that the
+    user is not known to like. The weights are those of ``LoggedPreference.fit`` on the same log.
+    """
+
+    kind = "din"
+    report: dict[str, Any]  # type: ignore[assignment]
+
+    @classmethod
+    def fit(  # type: ignore[override]
+        cls, data: PreferenceData, seed: int = 0, *, sampled: int = 4, **settings: Any
+    ) -> "Din":
+        """Fit on impressions, or on a log of positive events with uniform sampled negatives.
+
+        Args:
+            data: with ``embeddings``.
+            seed: the same seed, the same weights.
+            sampled: negatives a positive, where the log has no refusals.
+            settings: of ``LoggedPreference.fit``.
+        """
+        embeddings, log = data.require("embeddings", cls.kind), data.log
+        negatives = "impressions: items that were shown and ignored"
+        if not tells_refusals(log):
+            log = with_negatives(data, sampled, seed)
+            negatives = f"none in the log; for each positive {sampled} sampled (uniform)"
+        fitted = LoggedPreference.fit(log, data.users, embeddings, seed=seed, **settings)
+        defaults = inspect.signature(LoggedPreference.fit).parameters
+        chosen = {name: settings.get(name, defaults[name].default) for name in ("history", "valid_share", "batch")}
+        # The users that the fit held out: the first numbers of the same stream.
+        pages = impressions(log, data.users, chosen["history"])
+        _, held = _hold_out(pages, chosen["valid_share"], np.random.default_rng(seed))
+        with single_thread():
+            curve = reliability(*_predict(fitted.network, held, chosen["batch"]))
+        report: dict[str, Any] = {"kind": cls.kind, "negatives": negatives, **fitted.report, "reliability": curve}
+        report |= {"ece_before": fitted.report["ece"], "calibration": {"kind": "none", "points": []}}
+        return cls(fitted.network, report)
+
+
+def with_negatives(data: PreferenceData, count: int, seed: int) -> Interactions:
+    """The positive events that may be read, each on a page with ``count`` sampled items that count as ignored."""
+    pages = implicit_examples(data, count).drawn(np.random.default_rng([seed, 1]))
+    rows, width = pages.items.shape
+    feedback = np.where(pages.labels["engaged"] > 0, CLICK, SHOWN).astype(np.int8)
+    numbers = np.arange(rows * width)
+    log = Interactions(
+        user=np.repeat(pages.user, width),
+        item=pages.items.reshape(-1),
+        order=numbers,
+        page=np.repeat(np.arange(rows), width),
+        position=np.zeros(rows * width, dtype=np.int64),
+        feedback=feedback.reshape(-1),
+    )
+    return log.select(log.item != PAD_ITEM)

@@ -1,6 +1,6 @@
 """The network behind ``LoggedPreference``: how well a candidate matches a history, and what it is worth by itself.
 
-Left out: training (``preference``).
+Left out: training (``din``).
 
 Symbols: P pages, S places a page, T history length, K items, H hidden width.
 """
@@ -12,6 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidgym.envs.records import PAD_ITEM
+
+UNEVEN = range(5, 12)
+"""Columns of a product of which BLAS may compute the first rows otherwise than the last."""
+
+
+def products(one: Tensor, other: Tensor) -> Tensor:
+    """Inner products of (..., K, W) with (..., T, W): (..., K, T). An ``UNEVEN`` T is padded for the computation.
+
+    So in blocks of 16 candidates the bits of a score do not depend on the item's place: scores are remembered by
+    history and item, and what is remembered must not decide what comes out.
+    """
+    length = other.shape[-2]
+    if length not in UNEVEN:
+        return one @ other.transpose(-1, -2)
+    return (one @ F.pad(other, (0, 0, 0, UNEVEN.stop - length)).transpose(-1, -2))[..., :length]
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class Network(nn.Module):
     def _match_features(self, shown: Tensor, history: Tensor) -> Tensor:
         """How candidates (P, S) match histories (P, T): (P, S, 2 heads + 1), zero where there is no history."""
         padding = history == PAD_ITEM
-        cosine = self._keys(shown) @ self._keys(history.clamp(min=0)).transpose(-1, -2)
+        cosine = products(self._keys(shown), self._keys(history.clamp(min=0)))
         match = torch.sigmoid(self.scale[:, None, None] * cosine - self.shift[:, None, None])
         match = match.masked_fill(padding[:, None, None, :], 0.0)
         recency = self.recency[:, self.shape.history - history.shape[1] :]
