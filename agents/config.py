@@ -231,6 +231,19 @@ class RlConfig:
 
 
 @dataclass(frozen=True)
+class ScoringConfig:
+    """How RL asks the preference model. ``cache`` and ``replicas`` above 0 change no result; no cache at all and
+    a GPU may change the last bit of a score."""
+
+    cache: int = 1 << 20
+    """Scores that each process remembers at most, 12 bytes each; 0 asks the model for everything anew."""
+    replicas: int = 0
+    """Ray actors that hold the model and share the work; 0 holds it in every process that rolls out."""
+    gpus: float = 0.0
+    """GPU share of each actor (0.25: four on one GPU); 0 scores on the CPU."""
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """Where figures go; nothing leaves the machine unless wandb is set to online."""
 

@@ -33,6 +33,7 @@ from sidgym.agents.pending import account, check_versions
 from sidgym.agents.policy import Policy
 from sidgym.agents.recipes import completed
 from sidgym.agents.refill import refill
+from sidgym.agents.scoring import scoring_figures, taken
 from sidgym.agents.student import REFERENCE, Tensors, learning_policies
 from sidgym.agents.task import RlTask
 from sidgym.agents.update import (
@@ -98,7 +99,7 @@ class Rank:
                 for mine, new in zip(self.reference.parameters(), self.policy.parameters()):
                     mine.copy_(new)
         refused = {first + n: step.refused for n, step in enumerate(steps) if step.refused}
-        ranks = self._everyones((summary(steps), refused))
+        ranks = self._everyones((summary(steps) | scoring_figures(taken(self.reward)), refused))
         for name in ranks[0][0]:
             values = [own[name] for own, _ in ranks]
             metrics[name] = float(np.max(values) if name.endswith("_max") else np.mean(values))

@@ -1,5 +1,7 @@
 """Where figures go: ``metrics.jsonl`` always, wandb beside it, offline unless the user asked for more.
 
+What clocks say goes to ``times.jsonl``: it differs from run to run, while equal runs write equal metrics.
+
 Metric names follow TRL where TRL has one (``reward``, ``reward_std``, ``kl``, ``entropy`` ...). Left out: printing.
 """
 
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sidgym.agents.config import LogConfig
+
+TIMES = "times.jsonl"
 
 
 class MetricsLog:
@@ -22,13 +26,11 @@ class MetricsLog:
 
     def __init__(self, directory: Path, config: LogConfig, name: str, resume_from: int | None = None):
         directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / "metrics.jsonl"
-        kept = read_metrics(self.path) if resume_from is not None and self.path.exists() else []
-        kept = [row for row in kept if row.get("step", 0) <= (resume_from or 0)]
-        fresh = self.path.with_suffix(".writing")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(fresh, self.path)
-        self._file = self.path.open("a")
+        self.path, times = directory / "metrics.jsonl", directory / TIMES
+        _keep(self.path, resume_from)
+        if times.exists():
+            _keep(times, resume_from)
+        self._file, self._times = self.path.open("a"), times
         self._run = _start_wandb(directory, config, name)
 
     def log(self, figures: dict[str, Any], step: int) -> None:
@@ -39,6 +41,13 @@ class MetricsLog:
         self._file.flush()
         if self._run is not None:
             self._run.log({key: value for key, value in row.items() if value is not None}, step=step)
+
+    def log_times(self, figures: dict[str, float], step: int) -> None:
+        """Writes figures of time under ``step``."""
+        with self._times.open("a") as file:
+            file.write(json.dumps({"step": step, **{key: _finite(figures[key]) for key in sorted(figures)}}) + "\n")
+        if self._run is not None:
+            self._run.log(figures, step=step)
 
     def close(self) -> None:
         """Ends the log."""
@@ -51,6 +60,14 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _keep(path: Path, step: int | None) -> None:
+    """Drops the lines of a log beyond ``step``; all of them for None."""
+    kept = read_metrics(path) if step is not None and path.exists() else []
+    fresh = path.with_suffix(".writing")
+    fresh.write_text("".join(json.dumps(row) + "\n" for row in kept if row.get("step", 0) <= (step or 0)))
+    os.replace(fresh, path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

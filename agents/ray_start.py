@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sidgym.agents.config import RlConfig
+from sidgym.agents.scoring import gpus_of_scoring
 from sidgym.agents.task import RlTask
 
 OBJECT_STORE = 150 * 2**20
@@ -56,20 +57,20 @@ def start_ray(task: RlTask) -> bool:
     _say_nothing()
     import ray
 
-    cpus = processors_of(task.config)
+    cpus, scoring = processors_of(task.config), gpus_of_scoring(task.scoring)
     if ray.is_initialized():
-        await_resources(cpus, gpus_of(task.config, _gpus() > 0), 0.0)
+        await_resources(cpus, gpus_of(task.config, _gpus() > 0) + scoring, 0.0)
         return False
     if task.address:
         connect(task.address)
         try:
-            await_resources(cpus, gpus_of(task.config, _gpus() > 0), PATIENCE)
+            await_resources(cpus, gpus_of(task.config, _gpus() > 0) + scoring, PATIENCE)
         except ValueError:
             ray.shutdown()
             raise
         return True
     here = torch.cuda.device_count()
-    wanted = gpus_of(task.config, here > 0)
+    wanted = gpus_of(task.config, here > 0) + scoring
     if wanted > here:
         raise ValueError(f"{_asked(cpus, wanted)}; this machine has {here} GPUs. Use fewer, or --address a cluster")
     weights = sum(path.stat().st_size for path in Path(task.policy).glob("*.safetensors"))

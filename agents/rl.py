@@ -5,6 +5,7 @@ The loop is the same for every backend; a backend is a ``Trainer``. ``TorchTrain
 and trainers (``trainer``); what learns from what (``task``, ``student``).
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from sidgym.agents.logging import MetricsLog, read_metrics
 from sidgym.agents.policy import Policy
 from sidgym.agents.recipes import EMPTY, completed, indistinct
 from sidgym.agents.recovery import best_path, resume, save_checkpoint, until_done, warn
+from sidgym.agents.scoring import scorer_of, split_times
 from sidgym.agents.student import frozen_copy, model_weights, reference_kind
 from sidgym.agents.task import RlTask, load_episodes, load_reward, save_episodes
 from sidgym.agents.trainer import TorchTrainer, Trainer
@@ -104,6 +106,8 @@ def _train(
     reward = load_reward(task, judge.table, config.rewards)
     trainer = make_trainer(task)
     try:
+        if (scorer := scorer_of(reward)) is not None:
+            scorer.start()  # before others ask: its actors end with who makes them
         start, best, monitor = resume(trainer, directory, catalogue)
         with log(start or None) as metrics:
             if start == 0:
@@ -111,9 +115,12 @@ def _train(
                 best = _judge(trainer, judge, valid, reward, config, 0, best, monitor, directory, metrics)
                 save_checkpoint(trainer, directory, 0, best, monitor, catalogue)
             for number in range(start, config.steps):
+                begin = time.perf_counter()
                 figures = trainer.step(number)
+                figures, times = split_times(figures, time.perf_counter() - begin)
                 done = number + 1
                 metrics.log(figures, done)
+                metrics.log_times(times, done)
                 if done % config.eval_every == 0 or done == config.steps:
                     best = _judge(trainer, judge, valid, reward, config, done, best, monitor, directory, metrics)
                 if done % config.checkpoint_every == 0 or done == config.steps:

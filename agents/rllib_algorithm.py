@@ -32,6 +32,7 @@ from sidgym.agents.refused import Refusals
 from sidgym.agents.rllib_config import GRPOConfig
 from sidgym.agents.rllib_learner import FIGURES, ITERATION, UPDATES
 from sidgym.agents.rllib_parts import ChunkSampler, Draw, Reply
+from sidgym.agents.scoring import Account, scorer_of, scoring_figures
 from sidgym.agents.student import model_weights
 from sidgym.agents.update import GroupBatch, Groups, contexts_of_step, minibatches, over_rollout, step_seed
 
@@ -119,6 +120,7 @@ class GroupAlgorithm(Algorithm):
         self.pending: dict[int, Groups] = {}  # rollouts that are here and not yet learned from
         self._newest: dict[str, Any] | None = None  # the newest weights, as requests hold them
         self._waited: dict[str, list[int]] = {}  # env runners that were asked, by tag
+        self.scoring = Account()  # what env runners waited for scores since the last iteration
         self._hung: list[Any] = []  # learners that wait for another one which has failed
         self.patience = self.config.sample_timeout_s
         self.task = self.config.task
@@ -144,6 +146,9 @@ class GroupAlgorithm(Algorithm):
         for name, values in figures.items():
             self._log(name, float(values.mean()))
         for name, value in account(batch, self.updates).items():
+            self._log(name, value)
+        scoring = self.scoring.taken() if scorer_of(self.env_runner.sampler.reward) else None
+        for name, value in scoring_figures(scoring, config.env_runners).items():
             self._log(name, value)
         if "reward" in figures:
             mean = float(figures["reward"].mean())
@@ -219,7 +224,9 @@ class GroupAlgorithm(Algorithm):
             weights = {name: draw.request[name] for name in ("version", "weights", "stamp")}
 
             def gathered(wanted: Draw) -> Groups:
-                return wanted.gather(self, self.env_runner.sampler)
+                found = wanted.gather(self, self.env_runner.sampler)
+                self.scoring.add(wanted.scoring)
+                return found
 
             self.pending[number] = refill(
                 gathered(draw),

@@ -16,6 +16,7 @@ from sidgym.agents.checkpoint import load_policy
 from sidgym.agents.engine import close_engine, engine_of
 from sidgym.agents.recipes import completed
 from sidgym.agents.recovery import WorkersLost
+from sidgym.agents.scoring import Account, taken
 from sidgym.agents.student import model_weights
 from sidgym.agents.task import RlTask
 from sidgym.agents.update import Groups, concatenate_groups, rollout_groups
@@ -38,6 +39,7 @@ class Reply:
     groups: dict[int, Groups]
     error: str = ""
     not_finite: bool = False
+    scoring: Account | None = None  # what it waited for scores, of a preference model if there is one
 
     def check(self) -> None:
         """Raises what went wrong in the worker: ``FloatingPointError`` or ``RolloutError``."""
@@ -81,7 +83,7 @@ class ChunkSampler:
             position: rollout_groups(self.contexts.take(rows), self.engine, self.reward, self.config, seed)
             for position, rows in chunks.items()
         }
-        return Reply(worker, groups)
+        return Reply(worker, groups, scoring=taken(self.reward))
 
     def sample_remotely(
         self, chunks: dict[int, np.ndarray], seed: int, version: int, worker: int, **weights: Any
@@ -129,6 +131,7 @@ class Draw:
     done: dict[int, Groups] = field(default_factory=dict)
     asked: list[int] = field(default_factory=list)  # workers that have not been waited for
     silent: set[int] = field(default_factory=set)  # workers that did not answer
+    scoring: Account = field(default_factory=Account)  # what all of them waited for scores
 
     @classmethod
     def of(cls, tag: str, rows: np.ndarray, chunk: int, request: dict[str, Any]) -> "Draw":
@@ -161,11 +164,16 @@ class Draw:
             self.asked = []
             for reply in replies:
                 reply.check()
-                self.done.update(reply.groups)
+                self._take(reply)
         rest = {position: chunk for position, chunk in self.chunks.items() if position not in self.done}
         if rest:
-            self.done.update(local.sample(rest, **self.request).groups)
+            self._take(local.sample(rest, **self.request))
         return concatenate_groups([self.done[position] for position in sorted(self.done)])
+
+    def _take(self, reply: Reply) -> None:
+        self.done.update(reply.groups)
+        if reply.scoring is not None:
+            self.scoring.add(reply.scoring)
 
 
 @contextmanager

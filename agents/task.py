@@ -4,12 +4,12 @@ Left out: learning (``trainer``) and the loop around it (``rl``).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from sidgym.agents.config import RewardConfig, RlConfig
+from sidgym.agents.config import RewardConfig, RlConfig, ScoringConfig
 from sidgym.envs.records import Episodes
 from sidgym.envs.rewards import RewardContext, RewardSum, required_fields
 from sidgym.sid.table import SidTable
@@ -30,6 +30,7 @@ class RlTask:
     data: str = ""  # directory of the data set, for its catalogue
     address: str = ""  # Ray cluster to connect to: "auto" or host:port; none starts Ray on this machine
     refused: str = ""  # folder for the batches of refused updates; none keeps none
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)  # how the preference model is asked
 
     def load_contexts(self) -> Episodes:
         """The RL contexts."""
@@ -43,17 +44,26 @@ class RlTask:
 def load_reward(task: RlTask, table: SidTable, terms: Sequence[RewardConfig]) -> RewardSum:
     """The sum of ``terms`` over the models and arrays that ``task`` points to.
 
-    The catalogue is read only for terms that say they need it, and for those of the user's own, which need not say.
+    The catalogue and the preference model are read only for terms that say they need them, and for those of the user's
+    own, which need not say.
     """
-    preference = truth = catalogue = None
-    if task.data and any(":" in term.name or "catalogue" in required_fields(term) for term in terms):
+    preference = truth = catalogue = gate = None
+
+    def needed(name: str) -> bool:
+        return any(":" in term.name or name in required_fields(term) for term in terms)
+
+    if task.preference:
+        from sidgym.agents.scoring import scorer
+        from sidgym.envs.gate import Gate
+
+        gate = Gate.load(task.preference)
+        preference = scorer(task.preference, task.scoring) if needed("preference") else None
+    # A relevance of the user's own, which the gate names, need not say either.
+    own = gate is not None and ":" in gate.relevance and needed("preference")
+    if task.data and (own or needed("catalogue")):
         from sidgym.envs.datasets import load_catalogue
 
         catalogue = load_catalogue(task.data)
-    if task.preference:
-        from sidgym.envs.preference import LoggedPreference
-
-        preference = LoggedPreference.load(Path(task.preference))
     if task.truth:
         from sidgym.envs.simulator import Truth
 
@@ -65,6 +75,7 @@ def load_reward(task: RlTask, table: SidTable, terms: Sequence[RewardConfig]) ->
         truth=truth,
         popularity=np.load(task.popularity) if task.popularity else None,
         catalogue=catalogue,
+        gate=gate,
     )
     config = task.config
     return RewardSum(terms, context, config.group_size if config.environment == "next_item" else config.page_size)

@@ -13,6 +13,7 @@ from sidgym.agents.pending import account, check_versions, pending_groups, pendi
 from sidgym.agents.recipes import completed
 from sidgym.agents.refill import refill
 from sidgym.agents.refused import Refusals
+from sidgym.agents.scoring import scoring_figures, taken
 from sidgym.agents.student import (
     Tensors,
     learning_policies,
@@ -43,7 +44,8 @@ class Trainer(Protocol):
     def step(self, number: int) -> dict[str, float]:
         """Iteration ``number``: rollout and update; metrics averaged over its contexts.
 
-        With ``rl.staleness`` iterations must follow one another: what is learned from was drawn in earlier ones.
+        Figures of what scoring took (``scoring.PREFIX``) are the only ones that differ from run to run. With
+        ``rl.staleness`` iterations must follow one another: what is learned from was drawn in earlier ones.
         Raises ``FloatingPointError`` after too many refused updates (``refused.Refusals``).
         """
 
@@ -86,6 +88,7 @@ class TorchTrainer:
         batch = over_rollout(batch, self.config)
         check_versions(batch, self.updates, self.config)
         known = {**{name: float(values.mean()) for name, values in figures.items()}, **account(batch, self.updates)}
+        known |= scoring_figures(taken(self.reward))
         metrics = summary(self._update(batch))
         synchronise(self.reference, self.policy, self.config, number + 1)
         return {**known, **metrics}

@@ -42,6 +42,19 @@ class TruePreference(Protocol):
         ...
 
 
+class GateChoice(Protocol):
+    """What was chosen for the gate when the preference model was fitted, such as ``gate.Gate``."""
+
+    @property
+    def relevance(self) -> str: ...
+    @property
+    def classifier(self) -> Any: ...
+
+    def threshold(self, relevance: Any) -> float:
+        """The threshold for a relevance by name. Raises ``ValueError`` where none was chosen for it."""
+        ...
+
+
 @dataclass(frozen=True)
 class RewardContext:
     """What rewards may be built from; a field that a run lacks is None, and a reward that needs it says so."""
@@ -52,6 +65,7 @@ class RewardContext:
     truth: TruePreference | None = None
     popularity: np.ndarray | None = None  # (N,) float, how often each item was engaged with in the training log
     catalogue: Catalogue | None = None
+    gate: GateChoice | None = None
 
     def require(self, field: str, reward: str) -> Any:
         """The field, or ``ValueError`` naming the reward that lacks it."""

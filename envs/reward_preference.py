@@ -1,65 +1,58 @@
 """Rewards of preference: a model's score behind a relevance gate, and the simulator's own truth.
 
-Left out: the models (``preference`` fits one) and how the gate's threshold is chosen, which is up to validation.
+Left out: the models (``preference``), what relevance is (``relevance``) and how the gate's threshold is chosen
+(``gate``).
 
 Symbols as in ``records``: B contexts, G candidates a group, C items a SID, T history length, L levels, K items asked.
 """
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from sidgym.envs.records import PAD_ITEM, Episodes, Rollouts
+from sidgym.envs.relevance import (
+    RELEVANCE_NEEDS,
+    RELEVANCES,
+    LearnedRelevance,
+    PrefixRelevance,
+    Relevance,
+    TextRelevance,
+    relevance_function,
+)
 from sidgym.envs.reward_context import (
     PreferenceModel,
     RewardContext,
     TruePreference,
     check_flag,
     check_number,
-    common_prefix,
     is_member,
     mean_over_items,
 )
 from sidgym.sid.registry import resolve
 
-Relevance = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""History (B, T) and items (B, K), PAD_ITEM allowed, to (B, K)."""
+__all__ = [
+    "AUTO",
+    "DEFAULT_TAU",
+    "PREFERENCES",
+    "RELEVANCES",
+    "GatedPreference",
+    "LearnedRelevance",
+    "PrefixRelevance",
+    "Relevance",
+    "TextRelevance",
+    "TruePreferenceReward",
+    "preference_model",
+    "relevance_function",
+]
 
-
-class TextRelevance:
-    """Largest cosine similarity of an item's text embedding to those of the history's items; 0 without a history."""
-
-    def __init__(self, context: RewardContext) -> None:
-        self.unit_vectors = context.unit_embeddings("gated")
-
-    def __call__(self, history: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """(B, K) float32 in [-1, 1]."""
-        cosine = np.einsum("bkd,btd->bkt", self.unit_vectors[items], self.unit_vectors[history])
-        seen = (history != PAD_ITEM)[:, None, :]
-        best = np.where(seen, cosine, -np.inf).max(axis=2)
-        return np.where(seen.any(axis=2), best, 0.0)
-
-
-class PrefixRelevance:
-    """Longest common SID prefix with any item of the history, divided by L; 0 without a history."""
-
-    def __init__(self, context: RewardContext) -> None:
-        self.codes: np.ndarray = context.require("table", "gated").codes
-
-    def __call__(self, history: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """(B, K) float32 in [0, 1]."""
-        depth = common_prefix(self.codes[items][:, :, None], self.codes[history][:, None])
-        seen = (history != PAD_ITEM)[:, None, :]
-        return (np.where(seen, depth, 0).max(axis=2) / self.codes.shape[1]).astype(np.float32)
-
-
+AUTO = "auto"
+"""As ``tau`` or ``relevance``: what was chosen when the preference model was fitted."""
 PREFERENCES: dict[str, str] = {"model": "preference"}
 """Built-in choices of ``preference``: the field of RewardContext that holds the model."""
 
-RELEVANCES: dict[str, Any] = {"text": TextRelevance, "prefix": PrefixRelevance}
-_RELEVANCE_NEEDS = {"text": "embeddings", "prefix": "table"}
+DEFAULT_TAU = 0.2
+"""Threshold where none is given and none was chosen."""
 
 
 class GatedPreference:
@@ -69,13 +62,16 @@ class GatedPreference:
     items all quantities are means over them, and the SID is in D+ when one of its items is. A relevance or preference
     of NaN at an item of a valid candidate raises ``ValueError``, whether the gate lets the item pass or not.
 
-    tau: finite threshold of the gate; choose it by validation. anchor: apply equation 7. gate: False opens every gate.
+    tau: finite threshold of the gate; ``auto`` takes the one that was chosen by validation for this relevance
+        (``RewardContext.gate``), and ``DEFAULT_TAU`` where there is no gate. anchor: apply equation 7. gate: False
+        opens every gate.
     preference: ``model`` takes ``RewardContext.preference``; ``package.module:name`` names an object with
         ``score(history (B, T), items (B, K)) -> (B, K) in [0, 1]``, or what makes one from a ``RewardContext`` (a class
         or a function); in code the object itself can be given.
     relevance: what ``s_i`` measures, which GenRec does not say. ``text`` is the largest cosine similarity of the
         candidate's text embedding to those of the history's items, ``prefix`` the longest SID prefix in common with
-        one of them, divided by L; both are 0 with an empty history. ``package.module:name`` names a function
+        one of them, divided by L, ``learned`` a classifier of both; all are 0 with an empty history. ``auto`` is what
+        ``RewardContext.gate`` says, ``text`` where there is none. ``package.module:name`` names a function
         ``(history, items) -> (B, K)``, or what makes one from a ``RewardContext``; or give the function itself.
     """
 
@@ -84,15 +80,19 @@ class GatedPreference:
     def __init__(
         self,
         context: RewardContext,
-        tau: float = 0.2,
+        tau: float | str = AUTO,
         anchor: bool = True,
         gate: bool = True,
         preference: str | PreferenceModel = "model",
-        relevance: str | Relevance = "text",
+        relevance: str | Relevance = AUTO,
     ) -> None:
         self.check(preference, relevance, tau, anchor, gate)
         self.preference = preference_model(preference, context)
+        if relevance == AUTO:
+            relevance = context.gate.relevance if context.gate is not None else "text"
         self.relevance = relevance_function(relevance, context)
+        if isinstance(tau, str):
+            tau = context.gate.threshold(relevance) if gate and context.gate is not None else DEFAULT_TAU
         self.tau = tau
         self.anchor = anchor
         self.gate = gate
@@ -101,22 +101,23 @@ class GatedPreference:
 
     @staticmethod
     def check(
-        preference: Any = "model", relevance: Any = "text", tau: Any = 0.2, anchor: Any = True, gate: Any = True
+        preference: Any = "model", relevance: Any = AUTO, tau: Any = AUTO, anchor: Any = True, gate: Any = True
     ) -> None:
         """Raises ``ValueError`` for a model or relevance that is not known or cannot be imported, for a threshold that
         is no finite number, and for switches that are not bool."""
-        check_number("gated", "tau", tau, "; gate = false opens every gate")
+        if tau != AUTO:
+            check_number("gated", "tau", tau, ", or 'auto'; gate = false opens every gate")
         check_flag("gated", "anchor", anchor)
         check_flag("gated", "gate", gate)
         if isinstance(preference, str):
             resolve("preference model", preference, PREFERENCES)
-        if isinstance(relevance, str):
+        if isinstance(relevance, str) and relevance != AUTO:
             resolve("relevance", relevance, RELEVANCES)
 
     @staticmethod
-    def requires(preference: Any = "model", relevance: Any = "text", **_: Any) -> tuple[str, ...]:
+    def requires(preference: Any = "model", relevance: Any = AUTO, **_: Any) -> tuple[str, ...]:
         """Fields of ``RewardContext`` that these arguments read; what comes from outside may ask for the catalogue."""
-        named = ((preference, PREFERENCES), (relevance, _RELEVANCE_NEEDS))
+        named = ((preference, PREFERENCES), ("text" if relevance == AUTO else relevance, RELEVANCE_NEEDS))
         fields = [known.get(choice, "catalogue") for choice, known in named if isinstance(choice, str)]
         return tuple(dict.fromkeys(fields))
 
@@ -170,27 +171,6 @@ def preference_model(choice: str | PreferenceModel, context: RewardContext) -> P
             f"make such an object from a RewardContext; got {type(found).__name__}"
         )
     return found
-
-
-def relevance_function(choice: str | Relevance, context: RewardContext) -> Relevance:
-    """The relevance that ``GatedPreference``'s argument means. Raises ``ValueError`` where it cannot be called so."""
-    found: Any = resolve("relevance", choice, RELEVANCES) if isinstance(choice, str) else choice
-    if isinstance(found, type) or (callable(found) and not _takes_two(found)):
-        found = found(context)
-    if not callable(found) or not _takes_two(found):
-        raise ValueError(
-            f"reward 'gated': relevance {choice!r} must be callable as (history, items) -> (contexts, items), or make "
-            f"such a function from a RewardContext; got {type(found).__name__}"
-        )
-    return found
-
-
-def _takes_two(function: Callable[..., Any]) -> bool:
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        return False
-    return True
 
 
 class TruePreferenceReward:

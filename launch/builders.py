@@ -3,7 +3,6 @@
 Left out: when a stage runs (``pipeline``) and how a run is summed up (``evaluation``, ``report``).
 """
 
-import json
 import os
 import shutil
 import sys
@@ -15,12 +14,13 @@ import numpy as np
 import torch
 
 from sidgym.agents.checkpoint import load_policy, write_policy
-from sidgym.agents.config import RlConfig
+from sidgym.agents.config import RlConfig, ScoringConfig
 from sidgym.agents.logging import MetricsLog
 from sidgym.agents.mixture import Mixture, is_packed, reads_pages, reads_text
 from sidgym.agents.policy import Policy, build_policy
 from sidgym.agents.rl import RlTask, save_episodes, train_rl
 from sidgym.agents.rsft import best_pages, continued, dropped_table, page_reward, page_scores
+from sidgym.agents.scoring import asks_preference
 from sidgym.agents.sft import SftResult, log_step, resumed_step, train_sft
 from sidgym.agents.task_contexts import check_asked, task_contexts
 from sidgym.envs.datasets import DataSet, load_catalogue, load_dataset
@@ -64,6 +64,10 @@ def builder_of(name: str) -> Builder:
         from sidgym.launch.evaluation import build_evaluation
 
         return build_evaluation
+    if name == "preference":
+        from sidgym.launch.preference_stage import build_preference
+
+        return build_preference
     if name.startswith("rl"):
         return build_rl
     return {
@@ -71,7 +75,6 @@ def builder_of(name: str) -> Builder:
         "sid": build_sid,
         "sft": build_sft,
         "sft_all": build_sft,
-        "preference": build_preference,
     }[name]
 
 
@@ -269,25 +272,6 @@ def rsft_context(root: Path, table: SidTable, sequences: Sequences) -> RewardCon
     )
 
 
-def build_preference(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
-    """The model of engagement given a history and an item shown, from the training users' impressions alone."""
-    from sidgym.envs.preference import LoggedPreference
-
-    dataset, splits = DataSet.load(config.directory / "data"), load_splits(config.directory / "data")
-    model = LoggedPreference.fit(
-        training_log(dataset.interactions, splits),
-        splits.train_users,
-        np.load(text_embeddings(config.directory)),
-        history=config.data.history,
-        seed=config.seed,
-        epochs=config.preference.epochs,
-    )
-    model.save(work / "model")
-    (work / "report.json").write_text(json.dumps(model.report, indent=2) + "\n")
-    if on_progress:
-        on_progress(1, 1, f"AUC {model.report['auc']:.3f}, ECE {model.report['ece']:.3f} on held-out training users")
-
-
 def rl_task(config: RunConfig, rl: RlConfig, seed: int, contexts: Path | None = None) -> RlTask:
     """What an RL arm learns from, as paths into the run's folder; the run's own contexts unless others are given."""
     root = config.directory.resolve()
@@ -312,6 +296,7 @@ def rl_task(config: RunConfig, rl: RlConfig, seed: int, contexts: Path | None = 
         popularity=existing(root / "data" / "popularity.npy"),
         data=str(root / "data"),
         address=config.address,
+        scoring=config.preference.scoring if config.preference.enabled and asks_preference(rl) else ScoringConfig(),
     )
 
 

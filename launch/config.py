@@ -12,7 +12,8 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -125,6 +126,14 @@ def _convert(kind: Any, value: Any, where: str, source: str) -> Any:
         return float(value)
     if kind in (int, float, str, bool) and type(value) is kind:  # bool is an int to isinstance
         return value
+    if get_origin(kind) is Literal and value in get_args(kind):
+        return value
+    if get_origin(kind) in (Union, UnionType):
+        for option in get_args(kind):
+            try:
+                return _convert(option, value, where, source)
+            except ConfigError:
+                continue
     if get_origin(kind) is tuple and isinstance(value, list):
         element = get_args(kind)[0]
         places = [f"{where}[{i}]" for i in range(len(value))]
@@ -152,6 +161,10 @@ def _check_plain(value: Any, where: str, source: str) -> None:
 def _type_name(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return f"list of {_type_name(get_args(kind)[0])}"
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_type_name, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
     return "table" if get_origin(kind) is dict else kind.__name__
 
 
@@ -171,7 +184,8 @@ class _Options:
     rewards: Annotated[
         tuple[str, ...] | None, tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(default: as configured)")
     ] = None
-    """Terms of rl's reward, by name in REWARDS or package.module:name."""
+    """Terms of rl's reward, by name in REWARDS or package.module:name, a weight behind it if wanted, such as gated:1
+    rank:0.5. A term that reads the preference model has one fitted (preference.enabled)."""
     reward_weights: Annotated[
         tuple[float, ...] | None,
         tyro.conf.arg(metavar="[FLOAT ...]", help_behavior_hint="(default: as configured, 1 for new terms)"),
@@ -181,6 +195,10 @@ class _Options:
         tuple[str, ...] | None, tyro.conf.arg(metavar="[JSON ...]", help_behavior_hint="(default: as configured)")
     ] = None
     """Arguments of the terms, in their order: a JSON object each, such as '{"groups": "all"}', or '{}' for none."""
+    preference_settings: Annotated[
+        str | None, tyro.conf.arg(metavar="JSON", help_behavior_hint="(default: as configured)")
+    ] = None
+    """Settings of the preference model's kind, as a JSON object such as '{"hidden": 64}'."""
 
 
 _DESCRIPTION = (
@@ -196,7 +214,23 @@ def _apply_options(config: RunConfig, options: Sequence[str], prog: str) -> RunC
     flags = (parsed.rewards, parsed.reward_weights, parsed.reward_args)
     if parsed.rewards is not None and not parsed.rewards:
         raise ConfigError("--rewards: expected at least one name; for none at all set rl.rewards = [] in the TOML file")
-    return replace(parsed.config, rl=apply_reward_flags(parsed.config.rl, *flags))
+    rl, preference = apply_reward_flags(parsed.config.rl, *flags), parsed.config.preference
+    if parsed.preference_settings is not None:
+        given = _json_object(parsed.preference_settings, "--preference-settings")
+        preference = replace(preference, settings=given)
+    if parsed.rewards is not None and not preference.enabled and reads_preference(rl):
+        preference = replace(preference, enabled=True)
+    return replace(parsed.config, rl=rl, preference=preference)
+
+
+def reads_preference(rl: RlConfig) -> bool:
+    """Whether a term of the reward reads the preference model. One that cannot be found is told where it is used."""
+    from sidgym.envs.rewards import required_fields
+
+    try:
+        return any("preference" in required_fields(term) for term in rl.rewards)
+    except ValueError:
+        return False
 
 
 def apply_reward_flags(
@@ -208,10 +242,18 @@ def apply_reward_flags(
     """``rl`` with the reward terms ``names``, their ``weights`` and ``arguments`` (JSON objects, one a term).
 
     None leaves that side as configured: a term that is configured already keeps its weight and its arguments, a new
-    one weighs 1 and has none. Raises ``ConfigError`` if the lengths differ, or for arguments that are no JSON object.
+    one weighs 1 and has none. A name may carry its weight, as in ``gated:1``. Raises ``ConfigError`` if the lengths
+    differ, for weights given in both ways, and for arguments that are no JSON object.
     """
     configured = {term.name: term for term in reversed(rl.rewards)}
-    terms = rl.rewards if names is None else tuple(configured.get(name, RewardConfig(name)) for name in names)
+    named = [split_weight(name) for name in names or ()]
+    if weights is not None and any(weight is not None for _, weight in named):
+        raise ConfigError("--reward-weights: --rewards gives weights already; give them in one of the two ways")
+    terms = rl.rewards
+    if names is not None:
+        terms = tuple(configured.get(name, RewardConfig(name)) for name, _ in named)
+        given = zip(terms, (weight for _, weight in named))
+        terms = tuple(term if weight is None else replace(term, weight=weight) for term, weight in given)
     if weights is not None:
         if len(weights) != len(terms):
             listed = " ".join(term.name for term in terms) or "none"
@@ -230,19 +272,29 @@ def apply_reward_flags(
     return replace(rl, rewards=terms)
 
 
+def split_weight(name: str) -> tuple[str, float | None]:
+    """``gated:0.5`` as name and weight; a name without one, ``package.module:name`` included, has None."""
+    front, _, weight = name.rpartition(":")
+    try:
+        return (front, float(weight)) if front else (name, None)
+    except ValueError:  # the name of a function, no number
+        return name, None
+
+
 def _json_object(text: str, name: str) -> dict[str, Any]:
-    """The arguments of reward ``name`` as they were given on the command line."""
+    """The arguments of reward ``name``, or the value of an option of that name, as given on the command line."""
+    option, whose = (name, "") if name.startswith("--") else ("--reward-args", f" for reward {name!r}")
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
+        example = '{"tau": 0.1}' if whose else '{"hidden": 64}'
         raise ConfigError(
-            f"--reward-args: expected a JSON object for reward {name!r}, such as '{{\"tau\": 0.1}}'; got {text!r}: "
-            f"{error}"
+            f"{option}: expected a JSON object{whose}, such as '{example}'; got {text!r}: {error}"
         ) from error
     if not isinstance(value, dict):
-        raise ConfigError(f"--reward-args: expected a JSON object for reward {name!r}, got {_describe(value)}")
+        raise ConfigError(f"{option}: expected a JSON object{whose}, got {_describe(value)}")
     for key, item in value.items():
-        _check_plain(item, f"{name}.{key}", "--reward-args")
+        _check_plain(item, f"{name}.{key}", option)
     return value
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sidgym.agents.config import ScoringConfig
 from sidgym.agents.evaluate import Preference, evaluate_policy, judge_items, rerank
 from sidgym.benchmarks.baselines.cooccurrence import LastItemCooccurrence
 from sidgym.benchmarks.baselines.popularity import Popularity
@@ -51,7 +52,8 @@ def build_evaluation(config: RunConfig, work: Path, on_progress: Any, name: str)
     per_user, whole, ranked = evaluate_policy(policy, episodes, config.eval, preference, on_progress)
     save_system(work / system, SystemResult(system, per_user, whole), ranked.items)
     if system == "sft" and config.preference.enabled:
-        task = builders.rl_task(config, config.rl, config.seed)
+        # Each list is scored once, so there is nothing to remember, and Ray need not run.
+        task = replace(builders.rl_task(config, config.rl, config.seed), scoring=ScoringConfig(cache=0))
         reward = task.load_reward(policy.table)
         blind = without_answer(episodes)
         starts = range(0, len(blind), config.eval.batch)
@@ -209,11 +211,13 @@ def _notes(config: RunConfig, dataset: DataSet, seeds: int) -> list[str]:
     if dataset.name == "amazon":
         notes.append("Not comparable with MiniOneRec's tables: other items and another split.")
     preference = config.directory / "preference" / "report.json"
-    if preference.exists():
+    if preference.exists() and config.preference.enabled:
         figures = json.loads(preference.read_text())
+        counted = "impressions" if config.preference.kind == "din" else "examples"
+        learned = f", {figures['rows']:.0f} {counted}" if "rows" in figures else ""
         notes.append(
             f"Preference model on held-out training users: AUC {figures['auc']:.3f}, expected calibration error "
-            f"{figures['ece']:.3f}, {figures['rows']:.0f} impressions."
+            f"{figures['ece']:.3f}{learned}."
         )
     return notes
 

@@ -27,9 +27,11 @@ from sidgym.agents.recipes import check_objective, completed
 from sidgym.agents.sft import check_training
 from sidgym.agents.task_contexts import check_asked
 from sidgym.envs.datasets import DATASETS
+from sidgym.envs.relevance import RELEVANCES
 from sidgym.envs.rewards import claims, find_reward, required_fields, required_mode
 from sidgym.launch import builders
 from sidgym.launch.jobs import Job, run_jobs
+from sidgym.launch.preference_stage import check_preference, fitted_settings
 from sidgym.launch.schema import RunConfig, arms_of
 from sidgym.launch.stages import Stage
 from sidgym.sid.alignment import ALIGNMENTS
@@ -92,7 +94,7 @@ def make_plan(config: RunConfig) -> Plan:
     add("sft_all", supervised, "sid")
     rl_needs = ["sft"]
     if config.preference.enabled:
-        add("preference", asdict(config.preference), "sid")
+        add("preference", fitted_settings(config.preference), "sid")
         rl_needs.append("preference")
     for name, rl in arms_of(config).items():
         add(name, {"rl": trained_settings(rl)}, *rl_needs)
@@ -190,6 +192,7 @@ def check_names(config: RunConfig) -> None:
     if config.policy.path:
         check_path(config.policy.path, config.policy.merge_items)
     check_training(config.sft, config.policy)
+    check_preference(config)
     for term in config.sft.rsft.rewards if config.sft.rsft.drop > 0 else ():
         _check_truth("sft.rsft", config, term)
     for name, rl in arms_of(config).items():
@@ -218,9 +221,10 @@ def _check_reward(config: RunConfig, name: str, rl: RlConfig, term: RewardConfig
     """What a reward needs of the arm ``name`` that it is a term of. Raises ``ValueError``."""
     reward = find_reward(term)
     needed = required_fields(term)
-    if "preference" in needed and not config.preference.enabled:
+    if {"preference", "gate"} & set(needed) and not config.preference.enabled:
         raise ValueError(f"{name}: reward {term.name!r} needs the preference model: set preference.enabled")
     _check_truth(name, config, term)
+    _check_threshold(name, config, term)
     mode = required_mode(reward)
     if mode and rl.mode != mode:
         raise ValueError(f"{name}: reward {term.name!r} needs rl.mode = {mode!r}, got {rl.mode!r}")
@@ -233,6 +237,19 @@ def _check_reward(config: RunConfig, name: str, rl: RlConfig, term: RewardConfig
         raise ValueError(
             f"{name}: reward {term.name!r} compares candidates with each other; expected {field} of at least 2, got "
             f"{getattr(rl, field)}"
+        )
+
+
+def _check_threshold(name: str, config: RunConfig, term: RewardConfig) -> None:
+    """Refuses a gate by a relevance of the user's own for which no threshold will be chosen."""
+    if term.name not in ("gated", "gated_preference") or not config.preference.enabled:
+        return
+    relevance = term.args.get("relevance", "auto")
+    chosen = {"auto", config.preference.relevance, *RELEVANCES}
+    if term.args.get("gate", True) and term.args.get("tau", "auto") == "auto" and relevance not in chosen:
+        raise ValueError(
+            f"{name}: reward {term.name!r} has relevance {relevance!r} and no tau; expected a tau among its args, or "
+            "preference.relevance set to the same, for which one is chosen"
         )
 
 

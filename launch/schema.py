@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from sidgym.agents.config import LogConfig, PolicyConfig, RlConfig, SftConfig
+from sidgym.agents.config import LogConfig, PolicyConfig, RlConfig, ScoringConfig, SftConfig
 from sidgym.envs.config import DataConfig, EvalConfig
 from sidgym.launch.stages import content_hash
 from sidgym.sid.config import SidConfig
@@ -29,7 +29,20 @@ class PreferenceConfig:
     """The model of user preference that some rewards read; trained on the users of the SFT and RL stages only."""
 
     enabled: bool = False
-    epochs: int = 8
+    kind: str = "din"
+    """Name in PREFERENCES (din, sim, pscore, sasrec, duration_aware), or package.module:name."""
+    epochs: int = 0
+    """Passes at most; 0 takes 8 for din and for other kinds what they say themselves."""
+    settings: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
+    """Further settings of the kind, such as { hidden = 64 } for its fit; on the command line --preference-settings."""
+    relevance: str = "text"
+    """What the gate of the reward 'gated' asks: text, prefix, learned (a classifier fitted beside the model), or
+    package.module:name. A reward may say otherwise in its args."""
+    tau: float | Literal["auto"] = "auto"
+    """Threshold of that gate where a reward does not say it; auto chooses it on validation users."""
+    keep: float = 0.98
+    """Share of what validation users took next that a threshold chosen by auto lets pass."""
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
 
 @dataclass(frozen=True)
@@ -132,9 +145,15 @@ MAY_BE_ZERO = frozenset(
         "rl.env_runners",
         "rl.learners",
         "eval.max_users",
+        "preference.epochs",
+        "preference.scoring.cache",
+        "preference.scoring.replicas",
+        "preference.scoring.gpus",
     }
 )
-"""Numbers where 0 means none or all. Every other number is greater than zero, weights of rewards excepted."""
+"""Numbers where 0 means none or all. Every other number is greater than zero, those of ``ANY_SIGN`` excepted."""
+ANY_SIGN = ("rewards.weight", "preference.tau")
+"""Ends of the names of numbers that may be anything finite."""
 
 
 def validate(config: RunConfig, source: str = "configuration") -> None:
@@ -204,7 +223,7 @@ def _value_faults(config: RunConfig) -> Iterator[str]:
             continue
         if not math.isfinite(value):
             yield f"{where}: expected a finite number, got {value}"
-        elif not key.endswith("rewards.weight") and (value < 0 or (value == 0 and key not in MAY_BE_ZERO)):
+        elif not key.endswith(ANY_SIGN) and (value < 0 or (value == 0 and key not in MAY_BE_ZERO)):
             yield f"{where}: expected {'at least 0' if key in MAY_BE_ZERO else 'more than 0'}, got {value}"
 
 
