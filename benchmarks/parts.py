@@ -3,6 +3,7 @@
 Left out: what a part is, and how parts are put together.
 """
 
+import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,8 @@ def in_parts(
 ) -> Iterator[tuple[str, Part]]:
     """``judge(*arguments)`` of every job, under the job's name, as they get ready.
 
-    With ``folder`` each is written to ``name.json`` there; what stands there already is read and not done again.
+    With ``folder`` each is written to ``name.json`` there; what stands there already is read and not done again. Raises
+    ``ValueError`` where it was made with other arguments, which ``name.asked`` tells.
     """
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(_part, judge, name, arguments, folder): name for name, arguments in jobs.items()}
@@ -28,10 +30,20 @@ def in_parts(
 
 def _part(judge: Callable[..., Part], name: str, arguments: Sequence[Any], folder: Path | None) -> Part:
     path = folder / f"{name}.json" if folder else None
-    if path and path.exists():
+    asked = path.with_suffix(".asked") if path else None
+    if path and asked and path.exists():
+        if asked.exists() and asked.read_text() != fingerprint(arguments):
+            raise ValueError(f"{path} was made with other settings; expected a folder of this command, or an empty one")
         return json.loads(path.read_text(encoding="utf-8"))
     figures = judge(*arguments)
-    if path and figures:
+    if path and asked and figures:
         path.parent.mkdir(parents=True, exist_ok=True)
+        asked.write_text(fingerprint(arguments))
         path.write_text(json.dumps(figures), encoding="utf-8")
     return figures
+
+
+def fingerprint(arguments: Sequence[Any]) -> str:
+    """A hash of a part's arguments; where files stand does not count."""
+    told = repr([value for value in arguments if not isinstance(value, Path)])
+    return hashlib.sha256(told.encode()).hexdigest()

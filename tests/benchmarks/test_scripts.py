@@ -36,6 +36,7 @@ EXPECTED = {
     "page_wise": ("page_minus_point", "page_minus_retrieval", "epochs"),
     "sft": ("packed_vs_trainer", "packed_vs_trainer_cpu"),
     "token_merger": ("prompt_codes_vs_merged", "ndcg@10_merged_minus_codes", "rollout_codes_vs_merged"),
+    "preference": ("corr_true_logged", "corr_true_generated", "ece", "share_of_iteration"),
     "soak": ("kills", "seconds_to_next", "weights_and_metrics_equal"),
     "throughput": (
         "rollout_vs_hf",
