@@ -34,7 +34,8 @@ def store() -> SimulatedStore:
 
 
 def _columns(store: SimulatedStore) -> dict[str, np.ndarray]:
-    columns = {f.name: getattr(store.interactions, f.name) for f in fields(store.interactions)}
+    named = {f.name: getattr(store.interactions, f.name) for f in fields(store.interactions)}
+    columns = {name: values for name, values in named.items() if name != "signals"}  # none: feedback has them
     return columns | {"state": store.truth.state, "session": store.truth.session, "price": store.catalogue.price}
 
 
