@@ -22,7 +22,7 @@ from sidgym.agents.config import RlConfig, ScoringConfig
 from sidgym.envs.preference import load_preference
 from sidgym.envs.records import PAD_ITEM
 from sidgym.envs.reward_context import PreferenceModel
-from sidgym.envs.rewards import RewardSum, required_fields
+from sidgym.envs.rewards import RewardSum
 
 WIDTH, ROWS = 16, 16
 """Items and histories of a block."""
@@ -299,11 +299,6 @@ def scorer_of(reward: RewardSum) -> Scorer | None:
     """The scorer that a reward asks, if it asks one."""
     found = reward.context.preference
     return found if isinstance(found, Scorer) else None
-
-
-def asks_preference(rl: RlConfig) -> bool:
-    """Whether a term of an arm's reward reads the preference model, or may: those of one's own need not say."""
-    return any(":" in term.name or "preference" in required_fields(term) for term in rl.rewards)
 
 
 def check_scoring(scoring: ScoringConfig, rl: RlConfig, where: str = "rl") -> None:

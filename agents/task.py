@@ -11,7 +11,7 @@ import numpy as np
 
 from sidgym.agents.config import RewardConfig, RlConfig, ScoringConfig
 from sidgym.envs.records import Episodes
-from sidgym.envs.rewards import RewardContext, RewardSum, required_fields
+from sidgym.envs.rewards import RewardContext, RewardSum, may_read
 from sidgym.sid.table import SidTable
 
 
@@ -49,18 +49,15 @@ def load_reward(task: RlTask, table: SidTable, terms: Sequence[RewardConfig]) ->
     """
     preference = truth = catalogue = gate = None
 
-    def needed(name: str) -> bool:
-        return any(":" in term.name or name in required_fields(term) for term in terms)
-
     if task.preference:
         from sidgym.agents.scoring import scorer
         from sidgym.envs.gate import Gate
 
         gate = Gate.load(task.preference)
-        preference = scorer(task.preference, task.scoring) if needed("preference") else None
+        preference = scorer(task.preference, task.scoring) if may_read(terms, "preference") else None
     # A relevance of the user's own, which the gate names, need not say either.
-    own = gate is not None and ":" in gate.relevance and needed("preference")
-    if task.data and (own or needed("catalogue")):
+    own = gate is not None and ":" in gate.relevance and may_read(terms, "preference")
+    if task.data and (own or may_read(terms, "catalogue")):
         from sidgym.envs.datasets import load_catalogue
 
         catalogue = load_catalogue(task.data)

@@ -52,7 +52,7 @@ def impressions(interactions: Interactions, users: np.ndarray, history: int) -> 
     # A page starts at its first event; page numbers need not be ordered or contiguous.
     _, first, label = np.unique(keys, axis=1, return_index=True, return_inverse=True)
     label = label.reshape(-1)
-    place = _rank_within(label)
+    place = rank_within(label)
     shape = (len(first), int(place.max()) + 1)
     items = np.full(shape, PAD_ITEM, dtype=np.int64)
     position = np.zeros(shape, dtype=np.int64)
@@ -64,7 +64,7 @@ def impressions(interactions: Interactions, users: np.ndarray, history: int) -> 
     return Impressions(past, items, position, engaged, log.user[first])
 
 
-def _rank_within(label: np.ndarray) -> np.ndarray:
+def rank_within(label: np.ndarray) -> np.ndarray:
     """Rank of each row among the rows of its label, in row order. (E,) -> (E,)."""
     order = np.argsort(label, kind="stable")
     counts = np.bincount(label)

@@ -25,7 +25,7 @@ Symbols as in ``records``: B contexts, G candidates a group.
 import functools
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -145,6 +145,12 @@ def build_reward(term: RewardTerm, context: RewardContext) -> Reward:
 def required_fields(term: RewardTerm) -> tuple[str, ...]:
     """Fields of ``RewardContext`` that a term reads, as far as it says so. Raises ``ValueError`` as ``find_reward``."""
     return needed_fields(label(term), find_reward(term), term.args)
+
+
+def may_read(terms: Iterable[RewardTerm], name: str) -> bool:
+    """Whether a term reads the field ``name`` of ``RewardContext``: it says so, or is the user's own and need not say.
+    Raises ``ValueError`` as ``find_reward``."""
+    return any(not isinstance(term.name, str) or ":" in term.name or name in required_fields(term) for term in terms)
 
 
 def claims(reward: Reward, attribute: str) -> bool:

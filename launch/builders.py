@@ -20,13 +20,12 @@ from sidgym.agents.mixture import Mixture, is_packed, reads_pages, reads_text
 from sidgym.agents.policy import Policy, build_policy
 from sidgym.agents.rl import RlTask, save_episodes, train_rl
 from sidgym.agents.rsft import best_pages, continued, dropped_table, page_reward, page_scores
-from sidgym.agents.scoring import asks_preference
 from sidgym.agents.sft import SftResult, log_step, resumed_step, train_sft
 from sidgym.agents.task_contexts import check_asked, task_contexts
 from sidgym.envs.datasets import DataSet, load_catalogue, load_dataset
 from sidgym.envs.logged_pages import LoggedPages, logged_pages
 from sidgym.envs.records import Episodes, Sequences
-from sidgym.envs.rewards import RewardContext
+from sidgym.envs.rewards import RewardContext, may_read
 from sidgym.envs.splits import load_splits, save_splits, split, training_log
 from sidgym.launch.schema import RunConfig, arms_of
 from sidgym.sid.alignment import ALIGNMENTS, save_alignment
@@ -285,6 +284,8 @@ def rl_task(config: RunConfig, rl: RlConfig, seed: int, contexts: Path | None = 
             f"rl.environment = 'session' needs shoppers that answer, and {root / 'data'} holds no simulated ones; use "
             "data.name = 'simulator', or the environments 'page' or 'next_item'"
         )
+    # An arm that does not score asks for no GPU.
+    scores = config.preference.enabled and may_read(rl.rewards, "preference")
     return RlTask(
         policy=str(root / "sft"),
         contexts=str(contexts or root / "data" / "rl_contexts.npz"),
@@ -296,7 +297,7 @@ def rl_task(config: RunConfig, rl: RlConfig, seed: int, contexts: Path | None = 
         popularity=existing(root / "data" / "popularity.npy"),
         data=str(root / "data"),
         address=config.address,
-        scoring=config.preference.scoring if config.preference.enabled and asks_preference(rl) else ScoringConfig(),
+        scoring=config.preference.scoring if scores else ScoringConfig(),
     )
 
 

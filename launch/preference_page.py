@@ -9,9 +9,10 @@ from pathlib import Path
 
 from sidgym.launch.charts import Style, line_chart
 from sidgym.launch.preference_inspect import KINDS, LEFT, Inspected, headline, number, remarks, tables
+from sidgym.launch.report import cells_table
 from sidgym.launch.report_figures import line_swatch
 from sidgym.launch.report_style import CSS
-from sidgym.launch.sid_inspect import Cells, percent
+from sidgym.launch.sid_inspect import percent
 from sidgym.sid.table import write_atomically
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -38,7 +39,7 @@ def write_page(path: Path, found: Inspected) -> None:
         "The gate is judged by validation users: by what they took next, what they were shown and left where the log "
         "tells, random items, and those of the random items that the model praises most, where a policy is drawn "
         "to.</p>",
-        *map(_table, tables(found)),
+        *(cells_table(*cells, LEFT) for cells in tables(found)),
     ]
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -93,16 +94,3 @@ def _pass_rates(found: Inspected) -> str:
 def _figure(caption: str, names: dict[str, str], svg: str) -> str:
     legend = "".join(f"<span>{line_swatch(LINES[line])}{escape(text)}</span>" for line, text in names.items())
     return f'<figure><figcaption>{escape(caption)}</figcaption><div class="legend">{legend}</div>{svg}</figure>'
-
-
-def _table(cells: Cells) -> str:
-    title, heads, rows = cells
-    left = [' style="text-align:left;white-space:normal"' if head in LEFT else "" for head in heads]
-    head = "".join(f"<th{how}>{escape(text)}</th>" for text, how in zip(heads, left))
-    body = "".join(
-        "<tr>" + "".join(f"<td{how}>{escape(cell)}</td>" for cell, how in zip(row, left)) + "</tr>" for row in rows
-    )
-    return (
-        f'<h2>{escape(title)}</h2>\n<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-        "</table></div>"
-    )

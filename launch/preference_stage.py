@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from sidgym.agents.scoring import asks_preference, check_scoring
+from sidgym.agents.scoring import check_scoring
 from sidgym.envs.datasets import DataSet
 from sidgym.envs.gate import Gate, check_gate, choose_gate, judge_gate
 from sidgym.envs.preference import PREFERENCES, PreferenceData, fit_preference, known_settings
 from sidgym.envs.relevance import RELEVANCES, Classifier, relevance_function
 from sidgym.envs.reward_context import RewardContext
+from sidgym.envs.rewards import may_read
 from sidgym.envs.splits import load_splits
 from sidgym.launch import builders
 from sidgym.launch.schema import PreferenceConfig, RunConfig, arms_of
@@ -96,7 +97,7 @@ def check_preference(config: RunConfig) -> None:
         )
     check_gate(chosen.relevance, chosen.tau, chosen.keep, list(RELEVANCES))
     for name, rl in arms_of(config).items():
-        if asks_preference(rl):
+        if may_read(rl.rewards, "preference"):
             check_scoring(chosen.scoring, rl, name)
             if chosen.scoring.gpus > 0 and not callable(getattr(kind, "to", None)):
                 raise ValueError(

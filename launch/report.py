@@ -6,7 +6,7 @@ reward's own sections (``report_audit``).
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,19 @@ def facts_table(title: str, facts: Mapping[str, Any]) -> str:
         f"<tr><th>{escape(str(name))}</th><td>{escape(_plain(value))}</td></tr>" for name, value in facts.items()
     )
     return f'<h2>{escape(title)}</h2><div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
+
+
+def cells_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]) -> str:
+    """A section of a table of texts; columns whose head is among ``left`` hold words and wrap."""
+    how = [' style="text-align:left;white-space:normal"' if head in left else "" for head in heads]
+    head = "".join(f"<th{style}>{escape(text)}</th>" for text, style in zip(heads, how))
+    body = "".join(
+        "<tr>" + "".join(f"<td{style}>{escape(cell)}</td>" for cell, style in zip(row, how)) + "</tr>" for row in rows
+    )
+    return (
+        f'<h2>{escape(title)}</h2>\n<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
+        "</table></div>"
+    )
 
 
 def _plain(value: Any) -> str:

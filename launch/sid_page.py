@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from sidgym.launch.charts import Style, line_chart
-from sidgym.launch.report import facts_table
+from sidgym.launch.report import cells_table, facts_table
 from sidgym.launch.report_figures import line_swatch
 from sidgym.launch.report_style import CSS
-from sidgym.launch.sid_inspect import COMPARED, Cells, compared, counts_collisions, facts, headline, remarks, tables
+from sidgym.launch.sid_inspect import COMPARED, compared, counts_collisions, facts, headline, remarks, tables
 from sidgym.launch.sid_source import SidSource
 from sidgym.launch.sunburst import sunburst_html
 from sidgym.sid.index_readers import parse_tokens
@@ -25,6 +25,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 """Nothing is fetched; plotly's code stands in the page itself."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8568b5", "#7d7d7d")
+LEFT = {"which", "most popular item"}
+"""Columns of words."""
 DASHES = ("", "6 2 1.5 2", "4 2", "1.5 1.5")
 
 
@@ -47,7 +49,7 @@ def write_page(
         f'{_colour_key(source)} {escape(left_out)} The same as numbers: <a href="#tables">the tables</a>.</p>\n'
         f"{drawing}",
         _charts(source, figures),
-        f'<section id="tables">{"".join(map(_table, tables(source, figures)))}</section>',
+        f'<section id="tables">{"".join(cells_table(*cells, LEFT) for cells in tables(source, figures))}</section>',
         facts_table("How it was made", facts(source)),
         f"<h2>Notes</h2><ul>{''.join(f'<li>{escape(note)}</li>' for note in source.notes)}</ul>"
         if source.notes
@@ -104,20 +106,6 @@ def _remarks(source: SidSource, figures: Figures) -> str:
     marks = {1: ' class="up"', -1: ' class="down"', 0: ""}
     items = "".join(f"<li{marks[sign]}>{escape(sentence)}</li>" for sign, sentence in remarks(source, figures))
     return f'<ul class="verdicts">{items}</ul>'
-
-
-def _table(cells: Cells) -> str:
-    title, heads, rows = cells
-    wide = {"which", "most popular item"}
-    left = [' style="text-align:left;white-space:normal"' if head in wide else "" for head in heads]
-    head = "".join(f"<th{how}>{escape(text)}</th>" for text, how in zip(heads, left))
-    body = "".join(
-        "<tr>" + "".join(f"<td{how}>{escape(cell)}</td>" for cell, how in zip(row, left)) + "</tr>" for row in rows
-    )
-    return (
-        f'<h2>{escape(title)}</h2>\n<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-        "</table></div>"
-    )
 
 
 # Charts --------------------------------------------------------------------------------------------------------------

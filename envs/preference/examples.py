@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sidgym.envs.impressions import rank_within
 from sidgym.envs.preference.data import PreferenceData
 from sidgym.envs.records import CLICK, PAD_ITEM, Interactions
 
@@ -122,7 +123,7 @@ def impression_examples(
         )
     positive = log.feedback >= CLICK
     first, label = _pages(log)
-    place = _rank_within(label)
+    place = rank_within(label)
     # Cut long pages; each part keeps the page's first row, and so its history.
     parts, label_of_part, part = np.unique(
         label * (len(log) + 1) + place // WIDEST, return_index=True, return_inverse=True
@@ -221,15 +222,6 @@ def grouped(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     key = left * (right.max(initial=0) + 1) + right
     _, first, label = np.unique(key, return_index=True, return_inverse=True)
     return first, label.reshape(-1)
-
-
-def _rank_within(label: np.ndarray) -> np.ndarray:
-    """Rank of each row among the rows of its label, in row order. (E,) -> (E,)."""
-    order = np.argsort(label, kind="stable")
-    counts = np.bincount(label)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(label)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rank
 
 
 def _before(user: np.ndarray, positive: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -43,9 +43,15 @@ def test_a_threshold_lies_between_what_passes_and_what_does_not() -> None:
     assert choose_tau(np.repeat([0.0, 1.0], [1, 49]), keep=0.98) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("values", [[1e6], [3e5, 4e5, 5e5]])
+def test_a_threshold_below_everything_exists_where_float32_has_no_hundredths(values: list[float]) -> None:
+    assert choose_tau(np.array(values), keep=1.0) < min(values)
+
+
 @pytest.mark.parametrize(
     ("values", "keep", "said"),
     [
+        ([-np.inf, 0.5], 0.9, "got NaN or an infinity among them"),
         ([], 0.9, "expected the relevance of validation targets, got none"),
         ([0.5, np.nan], 0.9, "got NaN or an infinity among them"),
         ([0.5], 0.0, "keep above 0 and at most 1, got 0"),

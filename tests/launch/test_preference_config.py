@@ -84,6 +84,11 @@ def test_values_of_another_type_are_named(tmp_path, text, said):
             ["--preference.scoring.replicas", "2", "--preference.scoring.gpus", "0.5", "--rl.backend", "rllib"],
             "kind 'din' scores on the CPU",
         ),
+        (
+            ["--rewards", "gated:1", "--reward-args", '{"relevance": "numpy:dot"}'],
+            "has relevance 'numpy:dot' and no tau",
+        ),
+        (["--preference.kind", "collections:OrderedDict"], "has no fit, load, score, save"),
         (["--rewards", "gated:1", "--reward-weights", "2"], "give them in one of the two ways"),
         (["--rewards", "gated:nan"], "expected a finite number, got nan"),
     ],

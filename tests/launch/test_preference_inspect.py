@@ -162,6 +162,19 @@ def test_scoring_that_takes_long_is_remarked_on(tmp_path):
     ]
 
 
+def test_an_arm_with_a_threshold_of_its_own_is_told_apart_and_a_discarded_run_is_no_arm(tmp_path):
+    folder = make_run(tmp_path / "run")
+    for arm in ("rl", "rl.partial-0123abcd"):
+        with MetricsLog(folder / arm, LogConfig(wandb="disabled"), "x") as log:
+            log.log({"audit/gated/pass_rate": 0.5}, 1)
+    rewards = [{"name": "gated", "weight": 1.0, "args": {"tau": 0.25}}]
+    (folder / "rl" / "stage.json").write_text(json.dumps({"inputs": {"rl": {"rewards": rewards}}}))
+    found = inspected(folder)
+    assert list(found.arms) == ["rl"]
+    told = [sentence for _, sentence in remarks(found) if "of its own" in sentence]
+    assert told == ["rl: its reward sets a threshold of its own, 0.25, and trained behind that one."]
+
+
 def test_what_a_stage_could_not_say_is_left_out(tmp_path):
     """No reliability, impressions, popularity or contexts: as for a log of positives and a model of one's own."""
     rates = {"targets": None, "favourites": None, "random": None}
