@@ -73,14 +73,30 @@ def ndcg(items: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
 
     ``b`` places lie ahead of the ``m`` items of the SID; ``items`` (B, K, C) ranked groups, ``target`` (B,).
     """
+    return _mean_gain(items, target, k, 1.0 / np.log2(np.arange(2, k + 2)))
+
+
+def _mean_gain(items: np.ndarray, target: np.ndarray, k: int, worth: np.ndarray) -> np.ndarray:
+    """What the target is worth on average over the order of its group, if place j is worth ``worth[j]`` (k,): (B,)."""
     ahead, size = places(items, target)
-    gain = np.append(0.0, np.cumsum(1.0 / np.log2(np.arange(2, k + 2))))  # gain[j] sums the first j places
+    gain = np.append(0.0, np.cumsum(worth))  # gain[j] sums the first j places
     total = gain[np.minimum(ahead + size, k)] - gain[np.minimum(ahead, k)]
     return np.where(size > 0, total / np.maximum(size, 1), 0.0)
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {"hr": hit_rate, "ndcg": ndcg}
-"""Name -> ``(items (B, K, C) ranked, target (B,), k) -> (B,)``, each value in [0, 1] and higher is better."""
+def mrr(items: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
+    """Expected reciprocal rank within the first k places, (B,) float64: ``(1/m) sum_{j=b+1}^{min(b+m, k)} 1 / j``.
+
+    ``b`` places lie ahead of the ``m`` items of the SID; ``items`` (B, K, C) ranked groups, ``target`` (B,).
+    """
+    return _mean_gain(items, target, k, 1.0 / np.arange(1, k + 1))
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {"hr": hit_rate, "ndcg": ndcg, "mrr": mrr}
+"""Name -> ``(items (B, K, C) ranked, target (B,), k) -> (B,)``, each value in [0, 1] and higher is better.
+
+One of your own goes by ``package.module:name``; ``segments`` says for whom a metric is high.
+"""
 
 
 def rank_metrics(

@@ -1,9 +1,11 @@
 """Popularity: the items that training users took most often, the same list for everyone."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from sidgym.benchmarks.baselines.protocol import check_k
 from sidgym.envs.records import Episodes, Sequences
 
 
@@ -23,13 +25,23 @@ class Popularity:
         """Items, most popular first, (N,)."""
         return np.argsort(-self.counts, kind="stable")
 
+    @property
+    def report(self) -> dict[str, Any]:
+        """There is nothing to set."""
+        return {"settings": {}}
+
     def recommend(self, episodes: Episodes, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``k`` most popular items (B, k), best first, and their counts (B, k); items already seen are allowed.
+        """``rank`` of the contexts, and the counts (B, k) of what it lists.
 
         Raises ``ValueError`` for ``k`` above the number of items.
         """
-        if not 1 <= k <= len(self.counts):
-            raise ValueError(f"k should be between 1 and the {len(self.counts)} items, got {k}")
-        top = self.order[:k]
-        shape = (len(episodes), k)
-        return np.broadcast_to(top, shape).copy(), np.broadcast_to(self.counts[top].astype(np.float64), shape).copy()
+        items = self.rank(episodes.history, k)
+        return items, self.counts[items].astype(np.float64)
+
+    def rank(self, history: np.ndarray, k: int) -> np.ndarray:
+        """The ``k`` most popular items (B, k), best first; items already seen are allowed.
+
+        Raises ``ValueError`` for ``k`` above the number of items.
+        """
+        check_k(k, len(self.counts))
+        return np.broadcast_to(self.order[:k], (len(history), k)).copy()

@@ -31,6 +31,7 @@ EXPECTED = {
         "mmap_open_s",
         "beam_step",
     ),
+    "baselines_table": ("stores", "best", "trials", "command"),
     "beauty": ("r@5", "r@10", "n@5", "n@10", "arms", "withheld_minus_full", "command"),
     "task_mixtures": ("stores",),
     "page_wise": ("page_minus_point", "page_minus_retrieval", "epochs"),
