@@ -154,10 +154,13 @@ class RlConfig:
     mode: str = "beam"
     """How candidates are drawn: beam, sample, top_k (independent draws from the top_k most probable codes of each
     level), dynamic (of 1.5 times as many draws those that hold the target and the most distinct items), stochastic_beam
-    (without replacement, and weighted: with advantage leave_one_out the gradient is unbiased) or free (beam without the
-    trie, for the format reward); pages are always drawn without replacement."""
+    (without replacement, and weighted: with advantage leave_one_out the gradient is unbiased), cut (no draw: all nodes
+    of the top of the trie, weighted by their probability) or free (beam without the trie, for the format reward); pages
+    are always drawn without replacement."""
     top_k: int = 8
     """Codes of each level that mode top_k draws from."""
+    cut_levels: int = 1
+    """Levels of the trie that mode cut looks at: it goes on below the group_size most probable nodes of each."""
     normalise: str = "trie"
     """Policy normalised over trie children (trie) or the whole vocabulary (vocab)."""
     steps: int = 200
@@ -211,6 +214,13 @@ class RlConfig:
     """Updates in a row that are refused because a loss or gradient is not finite before the run stops."""
     nll_weight: float = 0.0
     """Weight alpha of the negative log-likelihood of the targets D+."""
+    list_temperature: float = 1.0
+    """Objective list_ndcg: nats of difference over which two places change gradually; 1 is the policy's own spread."""
+    entropy_weight: float = 0.0
+    """Weight of the mean entropy of the codes of the candidates, which is added to what is maximised."""
+    curriculum: float = 0.0
+    """Power of the chance of a hit, as the first policy has it, by which contexts are drawn; it falls to 0 over the
+    run. 0 takes all contexts in turn."""
     eval_every: int = 50
     """Steps between validations; the best checkpoint by validation is kept."""
     eval_users: int = 500

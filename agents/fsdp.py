@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sidgym.agents.checkpoint import optimizer_tensors, restore_optimizer
 from sidgym.agents.config import RlConfig
+from sidgym.agents.curriculum import chances_of
 from sidgym.agents.engine import engine_of
 from sidgym.agents.microbatches import Accumulated, StepResult, summary
 from sidgym.agents.pending import account, check_versions
@@ -75,6 +76,7 @@ class Rank:
         self.number, self.world = dist.get_rank(), dist.get_world_size()
         self.policy, reference = learning_policies(task, device)
         self.contexts, self.reward = task.load_contexts(), task.load_reward(self.policy.table)
+        self.chances = chances_of(task, self.contexts)
         half = torch.bfloat16 if self.config.precision == "bfloat16" else None
         mixed = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
         mesh = init_device_mesh(device.type, (self.world,))
@@ -107,7 +109,7 @@ class Rank:
 
     def _draw(self, number: int, further: int) -> Groups:
         """Groups of a slice of contexts; this rank draws every so many-th chunk of them."""
-        rows = contexts_of_step(len(self.contexts), self.config, self.task.seed, number, further)
+        rows = contexts_of_step(len(self.contexts), self.config, self.task.seed, number, further, self.chances)
         seed, width = step_seed(self.task.seed, number, further), self.config.chunk
         own = {}
         with mixed_precision(self.policy, self.config):

@@ -55,6 +55,7 @@ class ObjectiveSpec:
     clip_high: float = 0.0  # epsilon above 1; 0: the objective's own, or clip
     ecpo_delta: float = 0.1  # delta: no ratio of ECPO exceeds 1 + eps + delta
     kl_estimator: str = "k3"
+    list_temperature: float = 1.0  # of list_ndcg
     # ---
     behaviour: str = "stored"  # a name in BEHAVIOURS
     clipped: bool = True
@@ -98,6 +99,7 @@ RECIPES: dict[str, Recipe] = {
     "grpo_sr": Recipe(behaviour="policy", clipped=False, nll_weight=0.1),
     "format_ecpo": Recipe(ratio="sequence", behaviour="ecpo", mode="free", format=True),
     "s_dpo": Recipe(kl_weight=0.1, pairs=True, rewarded=False),
+    "list_ndcg": Recipe(pairs=True, rewarded=False),
     "nll": Recipe(rewarded=False),
 }
 """Name in ``OBJECTIVES`` -> what it is."""
@@ -304,6 +306,40 @@ def s_dpo(inputs: LossInputs, spec: ObjectiveSpec) -> Result:
     return _with_nll(loss, metrics, inputs, spec)
 
 
+def list_ndcg(inputs: LossInputs, spec: ObjectiveSpec) -> Result:
+    """``1 / log2(1 + place)`` of each target p at its expected place in a list that the policy draws.
+
+    Lists are drawn without replacement in proportion to pi^(1/tau) (Plackett and Luce; stochastic beams are that of the
+    policy, tau = 1), where candidate i stands before p with probability ``sigma((log pi(i) - log pi(p)) / tau)``. So
+    ``place = 1 + sum_i sigma(...)`` over the candidates that are not in D+; as NDCG is convex in the place, this is a
+    lower bound of the expected NDCG of a list of these candidates. With tau = ``spec.list_temperature`` towards 0 it is
+    the NDCG of the ranked list (ApproxNDCG; Qin, Liu and Li 2010). A target has a gradient whether or not it is among
+    the candidates, largest where it is as likely as they are, and none where it is far below all of them.
+
+    Rewards are not read; a group without other candidates gives 0. Candidates (B, G, V), targets (B, M, L).
+    """
+    targets, known, positive = inputs.target_logp, inputs.target_valid, inputs.positive
+    if targets is None or known is None or positive is None:
+        raise ValueError(
+            "objective 'list_ndcg' compares targets with candidates: it needs target_logp, target_valid and positive"
+        )
+    negative = inputs.valid & ~positive
+    others = inputs.logp.sum(-1).masked_fill(~negative, 0.0)
+    margin = (others[:, None] - targets.sum(-1).masked_fill(~known, 0.0)[..., None]) / spec.list_temperature
+    place = 1 + torch.sigmoid(margin).masked_fill(~negative[:, None], 0.0).sum(-1)  # (B, M)
+    counted = known & negative.any(-1, keepdim=True)
+    gained = torch.log2(1 + place).reciprocal().masked_fill(~counted, 0.0)
+    loss = -(gained.sum(-1) / counted.sum(-1).clamp_min(1)).mean()
+    count = counted.sum().clamp_min(1)
+    metrics = {
+        "policy_loss": float(loss.detach()),
+        "list/place": float(place.detach().masked_fill(~counted, 0.0).sum() / count),
+    }
+    if inputs.ref_logp is not None:
+        loss = loss + spec.kl_weight * _kl(inputs, spec, metrics) / inputs.logp.numel()
+    return _with_nll(loss, metrics, inputs, spec)
+
+
 def nll_only(inputs: LossInputs, spec: ObjectiveSpec) -> Result:
     """No policy gradient at all: the log-likelihood of the targets, the control for every RL arm.
 
@@ -328,5 +364,6 @@ OBJECTIVES: dict[str, Objective] = {
     "grpo_sr": grpo_sr,
     "format_ecpo": format_ecpo,
     "s_dpo": s_dpo,
+    "list_ndcg": list_ndcg,
     "nll": nll_only,
 }

@@ -26,7 +26,7 @@ class PathScores:
     """What the policy says of given SIDs."""
 
     logp: torch.Tensor  # (B, G, L) log-probability of each code given the ones before it
-    entropy: torch.Tensor  # (B, G, L) entropy in nats of the distribution that each code was drawn from; no gradient
+    entropy: torch.Tensor  # (B, G, L) entropy in nats of the distribution that each code was drawn from
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Paths:
             absent = (codes < 0).long()
             nodes = -((absent.cumsum(-1) - absent) > 0).long()
         else:
-            nodes = policy.trie.path(codes)[..., :-1]
+            nodes = policy.trie.path(codes)[..., :-1].clone()
+            nodes[..., 1:].masked_fill_(codes[..., 1:] < 0, -1)  # nothing is asked of where a path ends
         if tuple(normalisations) == ("trie",):
             nodes = nodes.masked_fill(policy.trie.reaches_one(nodes), -1)
         host = codes.cpu().numpy()
@@ -63,20 +64,28 @@ class Paths:
 
 
 def packed_logp(
-    policy: Policy, contexts: Contexts | np.ndarray, codes: torch.Tensor, normalise: str = "trie"
+    policy: Policy,
+    contexts: Contexts | np.ndarray,
+    codes: torch.Tensor,
+    normalise: str = "trie",
+    entropy_gradient: bool = False,
 ) -> PathScores:
     """Scores of candidates ``codes`` (B, G, L) behind contexts, or item histories (B, T, left-padded with -1)."""
-    return packed_scores(policy, contexts, codes, (normalise,))[0]
+    return packed_scores(policy, contexts, codes, (normalise,), entropy_gradient)[0]
 
 
 def packed_scores(
-    policy: Policy, contexts: Contexts | np.ndarray, codes: torch.Tensor, normalisations: Sequence[str]
+    policy: Policy,
+    contexts: Contexts | np.ndarray,
+    codes: torch.Tensor,
+    normalisations: Sequence[str],
+    entropy_gradient: bool = False,
 ) -> list[PathScores]:
     """``packed_logp`` under each of several normalisations, from one pass.
 
     ``"trie"`` and ``"vocab"`` as in ``Policy.level_logp``; codes that leave the trie (or are -1) get log-probability 0
     and entropy 0 from there on: mask them by validity. ``"free"``, alone, takes vocabulary ids instead of codes, under
-    the softmax over the whole vocabulary.
+    the softmax over the whole vocabulary. Entropies carry no gradient unless ``entropy_gradient``.
     """
     paths = Paths.of(policy, codes, normalisations)
     hidden = hidden_states(policy, contexts, paths)
@@ -84,7 +93,10 @@ def packed_scores(
     weights = (None,) * len(hidden) if free else policy.level_weights()
     out = []
     for normalise in normalisations:
-        scores = [_score(policy, hidden[level], paths, level, normalise, weights) for level in range(len(hidden))]
+        scores = [
+            _score(policy, hidden[level], paths, level, normalise, weights, entropy_gradient)
+            for level in range(len(hidden))
+        ]
         out.append(PathScores(torch.stack([s[0] for s in scores], -1), torch.stack([s[1] for s in scores], -1)))
     return out
 
@@ -187,6 +199,7 @@ def _score(
     level: int,
     normalise: str,
     weights: Sequence[torch.Tensor | None],
+    entropy_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy (B, G) of one level's codes from the states (U_l, H) before them.
 
@@ -202,7 +215,7 @@ def _score(
         table = policy.level_logp(hidden, nodes, level, normalise, weights=weights[level])
     which = _to(paths.tree.of[level], codes.device).view(codes.shape)
     logp = table[which, codes.clamp_min(0)]
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(table.exp() * table.masked_fill(table == NEGATIVE_INFINITY, 0.0)).sum(-1)[which]
         inside = (before >= 0) & (codes >= 0) & (logp > NEGATIVE_INFINITY)
     return torch.where(inside, logp, 0.0), torch.where(inside, entropy, 0.0)

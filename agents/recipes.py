@@ -54,6 +54,7 @@ def spec_of(config: RlConfig) -> ObjectiveSpec:
         clip_high=config.clip_high,
         ecpo_delta=config.ecpo_delta,
         kl_estimator=config.kl_estimator,
+        list_temperature=config.list_temperature,
     )
 
 
@@ -71,6 +72,8 @@ def check_objective(config: RlConfig) -> None:
         raise ValueError(
             f"objective {name!r} judges single items; expected rl.environment = 'next_item', got {config.environment!r}"
         )
+    if recipe.pairs and config.mode == "cut":
+        raise ValueError(f"objective {name!r} compares SIDs, and with rl.mode = 'cut' candidates are nodes of the trie")
     advantage = completed(config).advantage
     if recipe.format and isinstance(resolve("advantage", advantage, ADVANTAGES), TwoStep):
         raise ValueError(

@@ -24,6 +24,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, LEARNER_RESULTS, WEIGHTS_SEQ_NO
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME as ENV_STEPS
 
+from sidgym.agents.curriculum import chances_of
 from sidgym.agents.pending import account, pending_groups, pending_tensors
 from sidgym.agents.recipes import indistinct
 from sidgym.agents.recovery import warn
@@ -128,6 +129,7 @@ class GroupAlgorithm(Algorithm):
             warn(warning)
         self.refusals = Refusals(self.task.config.refusals, self.task.refused or str(Path(self.logdir) / "refused"))
         super().setup(config)
+        self.chances = chances_of(self.task, self.env_runner.sampler.contexts)
 
     def _setup_logdir(self) -> None:
         """Without Tune, a temporary directory instead of ~/ray_results."""
@@ -213,7 +215,8 @@ class GroupAlgorithm(Algorithm):
 
     def _draw(self, number: int, further: int, weights: dict[str, Any]) -> Draw:
         task = self.task
-        rows = contexts_of_step(len(self.env_runner.sampler.contexts), task.config, task.seed, number, further)
+        contexts = self.env_runner.sampler.contexts
+        rows = contexts_of_step(len(contexts), task.config, task.seed, number, further, self.chances)
         request = {"seed": step_seed(task.seed, number, further), **weights}
         return Draw.of(uuid.uuid4().hex, rows, task.config.chunk, request)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from sidgym.agents.checkpoint import load_policy, restore_optimizer
+from sidgym.agents.curriculum import chances_of
 from sidgym.agents.engine import close_engine, engine_of
 from sidgym.agents.microbatches import Accumulated, StepResult, summary
 from sidgym.agents.pending import account, check_versions, pending_groups, pending_tensors
@@ -70,6 +71,7 @@ class TorchTrainer:
         self.config = task.config
         self.policy, self.reference = learning_policies(task, task.config.device)
         self.contexts = task.load_contexts()
+        self.chances = chances_of(task, self.contexts)
         # Rollouts with other weights than those that learn need a model of their own.
         apart = self.config.staleness > 0 or self.config.lora_rank > 0
         drawing = load_policy(task.policy).to(task.config.device) if apart else self.policy
@@ -99,7 +101,7 @@ class TorchTrainer:
             self._load_engine()
 
         def draw(further: int) -> Groups:
-            rows = contexts_of_step(len(self.contexts), self.config, self.task.seed, number, further)
+            rows = contexts_of_step(len(self.contexts), self.config, self.task.seed, number, further, self.chances)
             seed = step_seed(self.task.seed, number, further)
             return rollout_groups(self.contexts.take(rows), self.engine, self.reward, self.config, seed)
 

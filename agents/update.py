@@ -19,6 +19,8 @@ import torch
 from sidgym.agents.advantages import ADVANTAGES, TwoStep, with_format, within_groups, without_replacement
 from sidgym.agents.candidates import ANSWERS, Candidates, page_logp
 from sidgym.agents.config import RlConfig
+from sidgym.agents.curriculum import drawn_contexts
+from sidgym.agents.cut import CUT, answer_cut
 from sidgym.agents.engine import Engine
 from sidgym.agents.objectives import OBJECTIVES, LossInputs
 from sidgym.agents.packed import packed_logp
@@ -87,7 +89,8 @@ def concatenate_groups(parts: Sequence[Groups]) -> Groups:
 def _rollout_chunk(episodes: Episodes, engine: Engine, reward: RewardSum, config: RlConfig, seed: int) -> Groups:
     if config.environment not in ANSWERS:
         raise ValueError(f"unknown rl.environment {config.environment!r}; known: {', '.join(ANSWERS)}")
-    found = ANSWERS[config.environment](episodes, engine, reward, config, seed)
+    answer = answer_cut if config.mode == CUT else ANSWERS[config.environment]
+    found = answer(episodes, engine, reward, config, seed)
     advantage = advantages(found, reward.weights, config, seed)
     contexts = found.contexts
     batch = GroupBatch(
@@ -177,7 +180,7 @@ def group_forward(policy: Policy, batch: GroupBatch, config: RlConfig, reference
     codes = candidate_codes(policy, batch, config)
     group = groups.shape[1] * groups.shape[2] // policy.levels
     with mixed_precision(policy, config):
-        scores = packed_logp(policy, asked, codes, normalise)
+        scores = packed_logp(policy, asked, codes, normalise, entropy_gradient=config.entropy_weight > 0)
     known = torch.from_numpy(batch.targets != PAD_ITEM).to(policy.device) if codes.shape[1] > group else None
     ref_logp = ref_targets = None
     if reference is not None:
@@ -228,11 +231,24 @@ def judged(inputs: LossInputs, entropy: torch.Tensor, config: RlConfig) -> Group
     objective = resolve("objective", config.objective, OBJECTIVES)
     loss, metrics = _checked(config.objective, objective(inputs, spec_of(config)))
     valid = inputs.valid[..., None]
-    metrics["entropy"] = float(entropy.masked_fill(~valid, 0.0).sum() / valid.sum().clamp_min(1))
+    metrics["entropy"] = float(entropy.detach().masked_fill(~valid, 0.0).sum() / valid.sum().clamp_min(1))
+    if config.entropy_weight > 0:
+        loss = loss - config.entropy_weight * entropy_bonus(entropy, inputs)
+        metrics["loss"] = float(loss.detach())
     drift = (inputs.logp.detach() - inputs.old_logp).masked_fill(~valid, 0.0).abs()
     metrics["sampling/logp_difference_max"] = float(drift.max())
     metrics["sampling/logp_difference_mean"] = float(drift.sum() / valid.expand_as(drift).sum().clamp_min(1))
-    return GroupForward(loss, metrics, inputs, entropy)
+    return GroupForward(loss, metrics, inputs, entropy.detach())
+
+
+def entropy_bonus(entropy: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
+    """Mean over groups of the entropy (B, G, W) of the candidates' codes, in nats a code; ``LossInputs.weight`` counts.
+
+    Its gradient is that of each code's conditional entropy with the prefixes held fixed, as usual; that prefixes
+    change how often they are reached is no part of it.
+    """
+    kept = entropy.masked_fill(~inputs.valid[..., None], 0.0)
+    return (kept if inputs.weight is None else kept * inputs.weight[..., None]).sum() / kept.numel()
 
 
 def check_parity(policy: Policy, forward: GroupForward, config: RlConfig, fresh: np.ndarray | None = None) -> None:
@@ -342,12 +358,17 @@ def step_seed(seed: int, step: int, further: int = 0) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def contexts_of_step(total: int, config: RlConfig, seed: int, step: int, further: int = 0) -> np.ndarray:
+def contexts_of_step(
+    total: int, config: RlConfig, seed: int, step: int, further: int = 0, chances: np.ndarray | None = None
+) -> np.ndarray:
     """Which contexts iteration ``step`` uses: successive slices of seeded permutations, one after another.
 
     A pure function of its arguments, so that a resumed run needs to remember nothing but the step. An iteration owns
-    ``1 + refills`` slices; those that ``refill`` may ask for (``further`` = 1, 2, ...) and does not are left out.
+    ``1 + refills`` slices; those that ``refill`` may ask for (``further`` = 1, 2, ...) and does not are left out. With
+    ``chances`` (total,) contexts are drawn by them instead (``curriculum``).
     """
+    if chances is not None:
+        return drawn_contexts(chances, config, seed, step, further)
     number = step * (1 + completed(config).refills) + further
     wanted = np.arange(number * config.contexts_per_step, (number + 1) * config.contexts_per_step)
     epochs = np.unique(wanted // total)

@@ -93,7 +93,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "sft.page_order": ("strongest", "logged", "random"),
     "sft.precision": ("float32", "bfloat16"),
     "sft.device": ("cpu", "cuda"),
-    "rl.mode": ("beam", "sample", "top_k", "dynamic", "stochastic_beam", "free"),
+    "rl.mode": ("beam", "sample", "top_k", "dynamic", "stochastic_beam", "cut", "free"),
     "rl.ratio": ("", "token", "sequence", "sequence_mean"),
     "rl.kl_estimator": ("k1", "k2", "k3"),
     "rl.precision": ("float32", "bfloat16"),
@@ -142,6 +142,8 @@ MAY_BE_ZERO = frozenset(
         "rl.warmup_steps",
         "rl.kl_weight",
         "rl.nll_weight",
+        "rl.entropy_weight",
+        "rl.curriculum",
         "rl.env_runners",
         "rl.learners",
         "eval.max_users",
@@ -272,7 +274,7 @@ def _rl_faults(rl: RlConfig, where: str) -> Iterator[str]:
         yield f"{where}.engines, {where}.tensor_parallel: expected 1 with engine {rl.engine!r}; they are vLLM's"
     if rl.discount > 1:
         yield f"{where}.discount: expected between 0 and 1, got {rl.discount:g}"
-    pairs = rl.objective == "s_dpo"  # which compares candidates with targets, and needs no rewards
+    pairs = rl.objective in ("s_dpo", "list_ndcg")  # which compares candidates with targets, and needs no rewards
     if rl.rewards and rl.group_size < 2 and rl.nll_weight <= 0 and ":" not in rl.advantage and not pairs:
         yield f"{where}.group_size: a group of one has no advantage, so nothing would be learned; take at least 2"
     if rl.objective == "nll" and rl.nll_weight <= 0:
@@ -286,6 +288,11 @@ def _rl_faults(rl: RlConfig, where: str) -> Iterator[str]:
 def _page_faults(rl: RlConfig, where: str, data: DataConfig) -> Iterator[str]:
     if rl.mode == "stochastic_beam" and rl.normalise != "trie":
         yield f"{where}.normalise: stochastic_beam draws from the SIDs of the trie; take 'trie', got {rl.normalise!r}"
+    if rl.mode == "cut":
+        for name, wanted in (("environment", "next_item"), ("normalise", "trie"), ("engine", "torch")):
+            if getattr(rl, name) != wanted:
+                got = getattr(rl, name)
+                yield f"{where}.{name}: mode 'cut' weighs nodes of the trie; expected {wanted!r}, got {got!r}"
     if rl.environment == "session" and rl.nll_weight > 0:
         yield f"{where}.nll_weight: a session has no logged targets to be likely; expected 0, got {rl.nll_weight:g}"
     if rl.environment not in ("page", "session"):

@@ -25,6 +25,7 @@ from sidgym.agents.objectives import (
 )
 
 SPEC = ObjectiveSpec(clip=0.2, ecpo_delta=0.1)
+PAIRS = {name for name, recipe in RECIPES.items() if recipe.pairs}
 REWARDED = sorted(name for name, recipe in RECIPES.items() if recipe.rewarded)
 
 
@@ -57,6 +58,7 @@ GOLDEN = {
     "grpo_sr": -(2 - 1) / 2 + 0.1 * math.log(8),
     "format_ecpo": -(2 * 1.2 - 1.3) / 2,
     "s_dpo": -math.log(3 / (3 + 1.5 + 2.25)),  # beta 1: ratios to the reference
+    "list_ndcg": -1 / math.log2(2 + 0.3 / 0.9 + 0.45 / 1.05),  # who of 0.3 and 0.45 stands before 0.6
     "nll": 0.1 * math.log(8),
 }
 
@@ -75,8 +77,14 @@ def test_golden_value(name):
             "ref_logp": torch.tensor(OLD),
             "positive": torch.tensor([[False, False]]),
         }
+    if name == "list_ndcg":
+        extra = {
+            "target_logp": torch.tensor([[[math.log(0.6), 0.0]]], requires_grad=True),
+            "target_valid": torch.tensor([[True]]),
+            "positive": torch.tensor([[False, False]]),
+        }
     given = inputs(NEW, OLD, [[2.0, -1.0]], **extra)
-    spec = replace(SPEC, nll_weight=0.0 if name == "s_dpo" else 0.1, kl_weight=1.0)
+    spec = replace(SPEC, nll_weight=0.0 if name in PAIRS else 0.1, kl_weight=1.0)
     loss, metrics = OBJECTIVES[name](given, spec)
     assert loss.item() == pytest.approx(GOLDEN[name], rel=1e-5)
     assert metrics["loss"] == loss.item()
@@ -169,7 +177,7 @@ def test_of_a_group_with_few_sids_dapo_divides_by_the_weights():
 
 
 def test_nll_golden_value():
-    for name in sorted(OBJECTIVES.keys() - {"s_dpo"}):
+    for name in sorted(OBJECTIVES.keys() - PAIRS):
         targets = torch.tensor([[[-1.0, -2.0], [-7.0, -7.0]]], requires_grad=True)
         extra = {"target_logp": targets, "target_valid": torch.tensor([[True, False]])}
         given = inputs([[[0.0, 0.0]]], [[[0.0, 0.0]]], [[0.0]], **extra)
@@ -204,7 +212,7 @@ def tensors(arrays):
     return LossInputs(**{**out, **{name: out[name].requires_grad_() for name in ("logp", "target_logp")}})
 
 
-ALL = ObjectiveSpec(clip=0.2, kl_weight=0.3, nll_weight=0.2, ecpo_delta=0.1)
+ALL = ObjectiveSpec(clip=0.2, kl_weight=0.3, nll_weight=0.2, ecpo_delta=0.1, list_temperature=0.7)
 
 
 def candidate_value(name, new, held, old, a):
@@ -233,7 +241,7 @@ def candidate_value(name, new, held, old, a):
 def plain_loss(name, arrays, held):
     """The loss by loops over groups and candidates. ``held``: log-probabilities where gradients stop."""
     groups, size, codes = arrays["logp"].shape
-    policy = kl = nll = preference = 0.0
+    policy = kl = nll = preference = listed = 0.0
     for b in range(groups):
         good = [i for i in range(size) if arrays["valid"][b, i]]
         values = 0.0
@@ -255,8 +263,13 @@ def plain_loss(name, arrays, held):
         for m in known if rest else []:
             ours = np.exp(ALL.kl_weight * (arrays["target_logp"] - arrays["ref_target_logp"])[b, m].sum())
             preference -= np.log(ours / (ours + sum(rest))) / len(known) / groups
+            scores = [arrays["logp"][b, i].sum() for i in good if not arrays["positive"][b, i]]
+            gaps = [(score - arrays["target_logp"][b, m].sum()) / 0.7 for score in scores]
+            listed -= 1 / np.log2(2 + sum(1 / (1 + np.exp(-gap)) for gap in gaps)) / len(known) / groups
     if name == "s_dpo":
         return preference + ALL.nll_weight * nll
+    if name == "list_ndcg":
+        policy = -listed
     return -policy + (ALL.kl_weight * kl if name != "nll" else 0.0) + ALL.nll_weight * nll
 
 
@@ -300,7 +313,7 @@ def test_contract_of_every_objective(name):
     advantage = torch.tensor([[1.0, -1.0, 0.0, 2.0]] * 3)
     valid = torch.tensor([[True, True, True, False]] * 3)
     given = LossInputs(logp.clone().requires_grad_(), logp, advantage, valid)
-    if name == "s_dpo":  # a preference among candidates and targets, whatever the advantages are
+    if name in PAIRS:  # a preference among candidates and targets, whatever the advantages are
         targets = -torch.rand(3, 1, 2, generator=generator)
         extra = {"ref_logp": logp, "ref_target_logp": targets, "positive": advantage == 1}
         pairs = {"target_logp": targets.clone().requires_grad_(), "target_valid": torch.ones(3, 1, dtype=torch.bool)}
@@ -311,7 +324,7 @@ def test_contract_of_every_objective(name):
     loss.backward()
     gradient = given.logp.grad
     assert (gradient[:, 3] == 0).all(), "an invalid candidate carries no gradient"
-    if name == "s_dpo":
+    if name in PAIRS:
         assert (gradient[:, 0] == 0).all(), "a candidate that is a target is no negative"
         assert (gradient[:, 1:3] > 0).all()
         assert (given.target_logp.grad < 0).all()
@@ -322,6 +335,23 @@ def test_contract_of_every_objective(name):
         assert (gradient[:, 1] > 0).all(), "and lowers what was worse"
     else:
         assert (gradient == 0).all()
+
+
+def test_list_ndcg_is_that_of_lists_drawn_from_the_policy():
+    """Places in lists in the order of Gumbel-perturbed log-probabilities, by simulation; NDCG at the mean place is a
+    lower bound of the mean NDCG, and for small temperatures that of the ranked list."""
+    score, target = np.log([0.3, 0.2, 0.05, 0.01]), np.log(0.1)
+    given = inputs(
+        [score[:, None].tolist()], [score[:, None].tolist()], [[0.0] * 4], positive=torch.zeros(1, 4, dtype=torch.bool),
+        target_logp=torch.tensor([[[target]]], requires_grad=True), target_valid=torch.tensor([[True]]),
+    )  # fmt: skip
+    loss, metrics = OBJECTIVES["list_ndcg"](given, ObjectiveSpec())
+    noise = np.random.default_rng(0).gumbel(size=(200_000, 5))
+    place = 1 + ((score + noise[:, :4]) > (target + noise[:, 4:])).sum(1)
+    assert metrics["list/place"] == pytest.approx(place.mean(), abs=0.02)
+    assert -loss.item() < (1 / np.log2(1 + place)).mean() < -loss.item() + 0.1
+    sharp = OBJECTIVES["list_ndcg"](given, ObjectiveSpec(list_temperature=1e-3))[0]
+    assert -sharp.item() == pytest.approx(1 / math.log2(4), rel=1e-4), "third"
 
 
 @pytest.mark.parametrize("name", REWARDED)

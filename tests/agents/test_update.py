@@ -173,7 +173,7 @@ def gradient(policy, loss):
     return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
 
-def scored_alone(policy, history, codes, normalise="trie"):
+def scored_alone(policy, history, codes, normalise="trie", entropy_gradient=False):
     """``packed_logp`` as replicated prompts: every candidate in a pass of its own; 0 for one that does not exist."""
     known = (codes >= 0).all(-1, keepdim=True)
     logp = alone(policy, history, torch.where(known, codes, 0).numpy(), normalise)

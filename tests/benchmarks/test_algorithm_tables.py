@@ -39,7 +39,8 @@ def test_three_seeds_from_one_checkpoint_each(name):
 
 @in_a_checkout
 def test_every_objective_is_compared():
-    assert {"rl" if name == "grpo" else name for name in OBJECTIVES} <= set(arms(stored("objectives")))
+    elsewhere = {"list_ndcg"}  # docs/recipe.md
+    assert {"rl" if name == "grpo" else name for name in OBJECTIVES} - elsewhere <= set(arms(stored("objectives")))
     assert {"rl", "ecpo", "gbpo", "grpo_sr"} <= set(arms(stored("objectives_scientific")))
 
 

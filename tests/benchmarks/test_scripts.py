@@ -32,6 +32,7 @@ EXPECTED = {
         "beam_step",
     ),
     "baselines_table": ("stores", "best", "trials", "command"),
+    "recipe": ("search", "final", "settings", "rungs", "cpu_minutes"),
     "beauty": ("r@5", "r@10", "n@5", "n@10", "arms", "withheld_minus_full", "command"),
     "task_mixtures": ("stores",),
     "page_wise": ("page_minus_point", "page_minus_retrieval", "epochs"),

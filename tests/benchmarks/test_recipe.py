@@ -1,0 +1,173 @@
+"""The search for a recipe: what is tried, who is judged, who goes on, and that test users are read once."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sidgym.agents.recipes import check_objective, completed
+from sidgym.benchmarks import recipe
+from sidgym.benchmarks.beauty import QUICK, made_up
+from sidgym.benchmarks.recipe import Rung, Search, best_controls, final, gain, scored, search
+from sidgym.benchmarks.recipe_parts import (
+    Store,
+    context_set,
+    neighbour_vectors,
+    prepared,
+    replayed,
+    train_arm,
+    train_start,
+    users_of,
+)
+from sidgym.benchmarks.recipe_settings import FRESH, REPLAY, candidates
+from sidgym.envs.records import Sequences
+
+RUNGS = (Rung(2, 40, 1, 2, 2), Rung(3, 60, 2, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    path = made_up(tmp_path_factory.mktemp("log") / "raw")
+    return Store("toy", replace(QUICK.data, path=path), QUICK.policy, replace(QUICK.sft, epochs=1))
+
+
+def test_every_arm_can_be_trained_and_differs_from_the_others():
+    arms = candidates()
+    assert {arm.control for arm in arms.values()} == {True, False}
+    for name, arm in arms.items():
+        check_objective(arm.rl)
+        assert arm.control == (arm.rl.objective == "nll"), name
+        assert completed(arm.rl).nll_weight > 0 or arm.rl.rewards or arm.rl.objective == "list_ndcg", name
+    assert len({repr(arm) for arm in arms.values()}) == len(arms)
+    plan = Search({}, arms, [0], Path(), 1)
+    assert len({plan.slug(name, RUNGS[0]) for name in arms}) == len(arms)
+    assert plan.slug("list", RUNGS[0]) != plan.slug("list", RUNGS[1]), "another number of steps is another part"
+
+
+def test_without_being_told_nobody_sees_test_users(store):
+    splits, _ = prepared(store, 3, test=False)
+    assert len(splits.test) == 0
+    judged = users_of(splits, 20, test=False)
+    assert set(judged.event.tolist()) <= set(splits.valid.event.tolist())
+    assert len(judged) == 20
+    whole, _ = prepared(store, 3, test=True)
+    assert len(users_of(whole, 0, test=True)) == len(whole.test) > 100
+
+
+def test_replayed_contexts_are_the_newest_of_what_sft_saw(store):
+    sequences = Sequences(np.array([4, 9]), np.array([10, 11, 12, 20]), np.array([0, 3, 4]))
+    user, history, targets = replayed(sequences, 2, back=0)
+    assert user.tolist() == [4], "one item has nothing before it"
+    assert (history.tolist(), targets.tolist()) == ([[10, 11]], [[12]])
+    assert replayed(sequences, 2, back=1)[1].tolist() == [[-1, 10]]
+    splits, _ = prepared(store, 3, test=False)
+    fresh, more = context_set(splits, FRESH), context_set(splits, REPLAY)
+    assert np.array_equal(fresh.targets[:, 0], splits.rl.target)
+    assert len(np.unique(more.index)) == len(more) > len(fresh)
+    held = {user: splits.sft[row][-1] for row, user in enumerate(splits.sft.user.tolist())}
+    second = more.take(slice(len(fresh), len(fresh) + 50))
+    assert all(held[user] == target for user, target in zip(second.user.tolist(), second.target.tolist()))
+
+
+def test_neighbours_in_the_log_are_near():
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 10, 8) + 10 * (user % 2) for user in range(60)]
+    vectors = neighbour_vectors(Sequences(np.arange(60), np.concatenate(rows), np.arange(61) * 8), 21, width=4)
+    unit = vectors[:20] / np.linalg.norm(vectors[:20], axis=1, keepdims=True)
+    near = unit @ unit.T
+    assert near[:10, :10].mean() > near[:10, 10:].mean() + 0.3
+    assert np.abs(vectors[20]).max() < 1e-6, "never seen"
+
+
+# Figures by hand -----------------------------------------------------------------------------------------------------
+
+
+def part(level: float, rng: np.random.Generator, recall: float | None = None) -> dict:
+    users = rng.normal(scale=0.01, size=400)
+    return {"per_user": {"n@10": (level + users).tolist(), "r@50": ((recall or level) + users).tolist()}, "cpu_s": 1.0}
+
+
+def planted(levels: dict, stores=("a", "b"), seeds=(0, 1)) -> dict:
+    """A level of both metrics, or one of each, for every arm."""
+    out = {}
+    for number, (name, level) in enumerate(levels.items()):
+        level, *recall = np.atleast_1d(level)
+        for store in stores:
+            out |= {(name, store, seed): part(level, np.random.default_rng([seed, number]), *recall) for seed in seeds}
+    return out
+
+
+def test_a_gain_is_paired_by_user_and_averaged_over_seeds():
+    found = {
+        ("x", "a", 0): {"per_user": {"n@10": [1.0, 0.5]}},
+        ("x", "a", 1): {"per_user": {"n@10": [0.0, 0.5]}},
+        ("y", "a", 0): {"per_user": {"n@10": [0.0, 0.5]}},
+        ("y", "a", 1): {"per_user": {"n@10": [0.0, 0.0]}},
+    }
+    assert gain(found, "x", "y", "a", "n@10").tolist() == [0.5, 0.25]
+
+
+def test_the_score_is_the_weakest_of_metrics_and_controls():
+    found = planted({"sft": 0.10, "weak": 0.11, "nll": 0.12, "both": 0.13, "top": (0.14, 0.115), "bad": 0.1})
+    del found["bad", "a", 0]
+    found["bad", "a", 0] = {"broken": "the loss is nan", "cpu_s": 1.0}
+    control = best_controls(found, ["weak", "nll"], ["a", "b"])
+    assert control == {"a": "nll", "b": "nll"}
+    score = scored(found, ["both", "top", "bad"], control)
+    assert score["both"] > 2
+    assert score["top"] < 0, "better at the top, below the control at 50"
+    assert score["bad"] == float("-inf")
+
+
+class Planted(Search):
+    """A search whose parts are made up."""
+
+    levels = {"sft": 0.1, "nll": 0.12, "nll weak": 0.11, "poor": 0.09, "good": 0.13, "fair": 0.121}  # noqa: RUF012
+
+    def __init__(self, folder: Path):
+        base = candidates()
+        arms = {name: base["nll lr 3e-5" if "nll" in name else "hits"] for name in self.levels if name != "sft"}
+        super().__init__({"a": None, "b": None}, arms, [0, 1], folder, 1)  # type: ignore[dict-item]
+        self.asked: list = []
+
+    def starts(self) -> None:
+        pass
+
+    def judge(self, names, rung, label, test=False):
+        self.asked.append((sorted(names), rung.steps, rung.seeds, test))
+        return planted({name: self.levels[name] for name in ("sft", *names)}, seeds=range(rung.seeds))
+
+
+def test_halving_ends_with_the_best_arm_and_never_asks_for_test_users(tmp_path):
+    plan = Planted(tmp_path)
+    found = search(plan, RUNGS)
+    assert (found["chosen"], found["control"]) == ("good", {"a": "nll", "b": "nll"})
+    assert plan.asked[0] == (["fair", "good", "nll", "nll weak", "poor"], 2, 1, False)
+    assert plan.asked[1] == (["fair", "good", "nll", "nll weak"], 3, 2, False)
+    json.dumps(found)
+
+
+def test_the_final_judges_test_users_of_one_choice(tmp_path):
+    plan = Planted(tmp_path)
+    chosen = {"chosen": "good", "control": {"a": "nll", "b": "nll"}, "steps": 9}
+    out = final(plan, chosen, 0)
+    assert plan.asked == [(["good", "nll"], 9, 2, True)]
+    assert out["criterion_met"] is True
+    assert out["stores"]["a"]["recipe_minus_nll"]["n@10"]["mean"] == pytest.approx(0.01, abs=0.002)
+    assert final(plan, chosen, 0) == out, "asked again, the same"
+    with pytest.raises(SystemExit, match="not judged twice"):
+        final(plan, {**chosen, "chosen": "fair"}, 0)
+    assert final(Planted(tmp_path / "b"), {**chosen, "chosen": "poor"}, 0)["criterion_met"] is False
+
+
+def test_a_start_and_an_arm_are_trained_and_judged_on_validation_users(store, tmp_path):
+    start = tmp_path / "toy.start"
+    assert train_start(store, 3, start)["best_epoch"] == 1
+    arm = candidates()["top 2 neighbours + nll"]
+    figures = train_arm(store, 3, start, replace(arm, rl=recipe.quick(arm.rl)), 2, 30, test=False)
+    assert len(figures["per_user"]["n@10"]) == len(figures["per_user"]["r@50"]) == 30
+    assert figures["training"]["last"]["reward"] > 0
+    broken = replace(arm, rl=replace(recipe.quick(arm.rl), nll_weight=float("inf"), refusals=1))
+    assert "broken" in train_arm(store, 3, start, broken, 3, 30, test=False)
