@@ -113,16 +113,67 @@ def line_chart(
                 continue
             axes.plot(xs, ys, color=drawn.colour, linewidth=0.8, alpha=0.28)
             axes.plot(xs, _running_mean(ys, max(3, len(ys) // 20)), **line)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.grid(axis="y")
-        axes.margins(x=0.02, y=0.08)
+        _label_axes(axes, x, y)
         if from_zero:
             axes.set_ylim(bottom=0.0, top=max(axes.get_ylim()[1], 1.1 * axes.dataLim.y1))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        _plain_numbers(axes)
         return _svg(figure, chart_id, f"{y} by {x}: {', '.join(lines)}")
+
+
+def _label_axes(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(axis="y")
+    axes.margins(x=0.02, y=0.08)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    _plain_numbers(axes)
+
+
+def band_chart(
+    chart_id: str,
+    lines: Mapping[str, Sequence[Sequence[float]]],
+    x: str,
+    y: str,
+    style: Mapping[str, Style],
+    from_zero: bool = False,
+) -> str:
+    """SVG of one line a system over ``[x, mean, low, high]`` rows, with a pale band from low to high."""
+    with matplotlib.rc_context(_RC):
+        figure, axes = _axes(3.6, 2.5)
+        for system, rows in lines.items():
+            xs, means, lows, highs = np.asarray(rows, dtype=float).T
+            drawn = style[system]
+            if (highs > lows).any():
+                axes.fill_between(xs, lows, highs, color=drawn.colour, alpha=0.13, linewidth=0)
+            axes.plot(xs, means, color=drawn.colour, linewidth=1.7, linestyle=_mpl_dash(drawn.dash))
+        _label_axes(axes, x, y)
+        # A band of two seeds may be wider than everything else: it is cut off where lines would become unreadable.
+        values = np.concatenate([np.asarray(rows, dtype=float)[:, 1] for rows in lines.values()])
+        span = float(np.ptp(values)) or abs(float(values[0])) or 1.0
+        low, high = axes.get_ylim()
+        bottom, top = max(low, float(values.min()) - 0.6 * span), min(high, float(values.max()) + 0.6 * span)
+        axes.set_ylim(0.0 if from_zero else bottom, top)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        return _svg(figure, chart_id, f"{y} by {x}, mean and interval over seeds: {', '.join(lines)}")
+
+
+def path_chart(
+    chart_id: str, paths: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, style: Mapping[str, Style]
+) -> str:
+    """SVG of one path a system over (x, y) points in their own order: hollow where it starts, full where it ends."""
+    with matplotlib.rc_context(_RC):
+        figure, axes = _axes(4.4, 3.3)
+        for system, points in paths.items():
+            xs, ys = np.asarray(points, dtype=float).T
+            drawn = style[system]
+            axes.plot(xs, ys, color=drawn.colour, linewidth=1.6, linestyle=_mpl_dash(drawn.dash))
+            axes.plot(xs[0], ys[0], "o", color=drawn.colour, markersize=6, markerfacecolor=PAPER)
+            axes.plot(xs[-1], ys[-1], "o", color=drawn.colour, markersize=6)
+        _label_axes(axes, x, y)
+        axes.grid(axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        described = "; ".join(f"{name} ends at {path[-1][0]:.4g}, {path[-1][1]:.4g}" for name, path in paths.items())
+        return _svg(figure, chart_id, f"{y} against {x}, over training: {described}")
 
 
 def dot_chart(chart_id: str, rows: Sequence[tuple[str, float, str]], x: str, digits: int) -> str:
@@ -142,15 +193,20 @@ def dot_chart(chart_id: str, rows: Sequence[tuple[str, float, str]], x: str, dig
         return _svg(figure, chart_id, f"{x}: " + ", ".join(f"{name} {value:.{digits}f}" for name, value, _ in rows))
 
 
-def interval_chart(chart_id: str, rows: Sequence[tuple[str, Mapping[str, float], str]], x: str) -> str:
+def interval_chart(chart_id: str, rows: Sequence[tuple[str, Mapping[str, Any], str]], x: str) -> str:
     """SVG of one dot with its interval a row ``(label, {"mean", "low", "high"}, colour)``, and a line at zero.
 
-    The dot is hollow where the interval reaches zero.
+    The dot is hollow where the interval reaches zero. Where there is a narrower interval, ``"inner": {"low", "high"}``,
+    it is drawn in full and the other one thin.
     """
     with matplotlib.rc_context(_RC):
         figure, axes = _axes(3.6, 0.85 + 0.27 * len(rows))
         for y, (_, interval, colour) in zip(range(len(rows))[::-1], rows):
-            axes.plot([interval["low"], interval["high"]], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
+            inner: Any = interval.get("inner")
+            width: Any = {"linewidth": 1.0 if inner else 2.2, "solid_capstyle": "round"}
+            axes.plot([interval["low"], interval["high"]], [y, y], color=colour, **width)
+            if inner:
+                axes.plot([inner["low"], inner["high"]], [y, y], color=colour, linewidth=3.4, solid_capstyle="butt")
             clear = interval["low"] > 0 or interval["high"] < 0
             axes.plot(interval["mean"], y, "o", color=colour, markersize=7, markerfacecolor=colour if clear else PAPER)
         axes.axvline(0.0, color=INK, linewidth=0.9, alpha=0.6, zorder=0)

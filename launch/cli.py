@@ -1,8 +1,8 @@
-"""The command line: ``sidgym run | data | sid | sft | rl | evaluate | preference | recommend | doctor``.
+"""The command line: ``sidgym run | data | sid | sft | rl | evaluate | preference | bench | recommend | doctor``.
 
 Each training command takes a TOML file (or the name of a shipped one) and overrides such as ``--rl.objective grpo``;
 ``sidgym sid`` also has tools (``sid inspect``, ``add``, ``export``, ``import``). Left out: what the commands do
-(``pipeline``, ``evaluation``, ``estimate``, ``sid_tools``, ``preference_inspect``, ``doctor``).
+(``pipeline``, ``evaluation``, ``estimate``, ``sid_tools``, ``preference_inspect``, ``bench``, ``doctor``).
 """
 
 import argparse
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_help = bool({"-h", "--help"} & set(given)) and len(given) > 1 and given[0] in STAGE_COMMANDS
     is_tool = given[:1] == ["sid"] and given[1:2] != [] and given[1] in SID_TOOLS
-    is_preference = given[:1] == ["preference"]
-    if not is_tool and not is_preference:
+    is_preference, is_bench = given[:1] == ["preference"], given[:1] == ["bench"]
+    if not (is_tool or is_preference or is_bench):
         options, rest = parser.parse_known_args([a for a in given if not (wants_help and a in ("-h", "--help"))])
         if options.command not in STAGE_COMMANDS and rest:
             parser.error(f"unrecognised arguments: {' '.join(rest)}")
@@ -58,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from sidgym.launch.preference_inspect import run_preference_tool
 
             run_preference_tool(given[1:])
+        elif is_bench:
+            from sidgym.launch.bench import run_bench_command
+
+            run_bench_command(given[1:])
         elif options.command == "recommend":
             recommend_file(options)
         elif options.command == "doctor":
@@ -106,6 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
             sub.add_argument("--restart", action="store_true", help="discard unfinished runs and begin anew")
     # Listed here for the help; its tools have parsers of their own.
     commands.add_parser("preference", help="fit | inspect: the preference model, its gate, and what they do")
+    commands.add_parser("bench", help="variants: contests of objectives from one start, with tests and a report")
     sub = commands.add_parser("recommend", help="answer a Parquet file of histories")
     sub.add_argument("input", type=Path, help="Parquet file with a column 'history' of lists of item ids, oldest first")
     sub.add_argument("output", type=Path, help="Parquet file to write: the same columns, 'items' and 'scores'")

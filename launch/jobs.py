@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.managers import SyncManager
 from queue import Empty
-from typing import Any
+from typing import Any, Protocol
 
 from sidgym.launch.progress import OnProgress, progress
 
@@ -45,28 +47,71 @@ class JobError(RuntimeError):
     """Whether every job failed for a reason that the user can mend, so that there is no traceback to show."""
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> None:
+class Display(Protocol):
+    """What shows jobs; a job is known by its number."""
+
+    def update(self, number: int, done: int, total: int | None = None, text: str = "") -> None:
+        """A job has begun, or come so far."""
+
+    def end(self, number: int, failed: bool) -> None:
+        """A job has ended."""
+
+
+class Bars:
+    """A progress bar for each job that runs."""
+
+    def __init__(self, jobs: Sequence[Job]):
+        self.descriptions = [job.description for job in jobs]
+        self.shown: dict[int, tuple[ExitStack, OnProgress]] = {}
+
+    def update(self, number: int, done: int, total: int | None = None, text: str = "") -> None:
+        if number not in self.shown:
+            stack = ExitStack()
+            self.shown[number] = (stack, stack.enter_context(progress(self.descriptions[number], total)))
+        self.shown[number][1](done, total, text)
+
+    def end(self, number: int, failed: bool) -> None:
+        if number in self.shown:
+            self.shown.pop(number)[0].close()
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, display: Display | None = None) -> None:
     """Runs all jobs, at most ``workers`` at a time; with one worker or one job, in this process.
 
-    Raises the job's own exception when it ran here, ``JobError`` (after the running jobs have ended) when it ran
-    elsewhere.
+    ``display`` shows them; by default each has a progress bar. Raises the job's own exception when it ran here,
+    ``JobError`` (after the running jobs have ended) when it ran elsewhere.
     """
     if workers <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            with progress(job.description) as advance:
-                job.function(*job.args, on_progress=advance)
+        for number, job in enumerate(jobs):
+            _run_here(number, job, display)
         return
     for name, value in CHILD_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+    manager = SyncManager(ctx=context)
+    manager.start(_end_with_parent)
+    with manager, ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         queue = manager.Queue()
-        waiting = [(number, job, pool.submit(_run, number, job, queue)) for number, job in enumerate(jobs)]
-        _watch(waiting, queue)
+        waiting = [(number, job, pool.submit(run_reporting, number, job, queue)) for number, job in enumerate(jobs)]
+        watch(waiting, queue, display or Bars(jobs))
+
+
+def _run_here(number: int, job: Job, display: Display | None) -> None:
+    if display is None:
+        with progress(job.description) as advance:
+            job.function(*job.args, on_progress=advance)
+        return
+    display.update(number, 0)
+    try:
+        job.function(*job.args, on_progress=partial(display.update, number))
+    except BaseException:
+        display.end(number, failed=True)
+        raise
+    display.end(number, failed=False)
 
 
 def _end_with_parent() -> None:
-    """In a worker: ends it when the parent is gone, however that died.
+    """In a worker, or the process that holds the queue: ends it when the parent is gone, however that died.
 
     An orphan would go on writing into the folder that a resumed run works in.
     """
@@ -80,21 +125,18 @@ def _exit_after(sentinel: int) -> None:
     os._exit(1)
 
 
-def _watch(waiting: list[tuple[int, Job, "Future[Failure]"]], queue: Any) -> None:
-    """Shows every job's progress until all have ended, then raises for those that failed."""
-    shown: dict[int, tuple[ExitStack, OnProgress]] = {}
+def watch(waiting: Sequence[tuple[int, Job, "Future[Failure]"]], queue: Any, display: Display) -> None:
+    """Shows what jobs report through ``queue`` until all have ended, then raises for those that failed."""
     failures: list[Failure] = []
     open_jobs = {future: (number, job) for number, job, future in waiting}
-    descriptions = {number: job.description for number, job, _ in waiting}
     while open_jobs:
         done, _ = wait(open_jobs, timeout=0.2, return_when=FIRST_COMPLETED)
-        _drain(queue, shown, descriptions)
+        _drain(queue, display)
         for future in done:
             number, job = open_jobs.pop(future)
             died = future.exception()  # of the process itself: what a job raises comes back as text
             failure = Failure(f"{type(died).__name__}: {died}") if died is not None else future.result()
-            if number in shown:
-                shown.pop(number)[0].close()
+            display.end(number, failed=bool(failure.text))
             if failure.text:
                 failures.append(replace(failure, text=f"{job.description} failed:\n{failure.text}"))
     if failures:
@@ -103,20 +145,17 @@ def _watch(waiting: list[tuple[int, Job, "Future[Failure]"]], queue: Any) -> Non
         raise error
 
 
-def _drain(queue: Any, shown: dict[int, tuple[ExitStack, OnProgress]], descriptions: dict[int, str]) -> None:
+def _drain(queue: Any, display: Display) -> None:
     while True:
         try:
             number, done, total, text = queue.get_nowait()
         except Empty:
             return
-        if number not in shown:
-            stack = ExitStack()
-            shown[number] = (stack, stack.enter_context(progress(descriptions[number], total)))
-        shown[number][1](done, total, text)
+        display.update(number, done, total, text)
 
 
-def _run(number: int, job: Job, queue: Any) -> Failure:
-    """In the child: the empty failure, or what went wrong."""
+def run_reporting(number: int, job: Job, queue: Any) -> Failure:
+    """In the child: runs a job that reports through ``queue``; the empty failure, or what went wrong."""
 
     def report(done: int, total: int | None = None, text: str = "") -> None:
         queue.put((number, done, total, text))

@@ -6,7 +6,7 @@ reward's own sections (``report_audit``).
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -61,16 +61,21 @@ def write_report(
         audit_section(curves, style),
         _examples(examples),
         facts_table("Semantic IDs", tokeniser or {}),
-        facts_table("The oracle’s own check", _flat(summary["oracle_report"] or {})),
+        facts_table("The oracle’s own check", flat(summary["oracle_report"] or {})),
         _notes([*notes, *summary["notes"]]),
         _configuration(summary, config_toml),
-        facts_table("Environment", _flat(summary["environment"])),
+        facts_table("Environment", flat(summary["environment"])),
     ]
+    write_page(path, f"{summary['name']} – sidgym report", sections)
+
+
+def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
+    """Writes a page of the report's style, empty sections left out, through a temporary name."""
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(summary['name'])} – sidgym report</title>\n<style>{CSS}</style></head>\n<body><main>\n"
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style></head>\n<body><main>\n"
         + "\n".join(filter(None, sections))
         + "\n</main></body></html>\n"
     )
@@ -213,10 +218,11 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """One level of names, those of inner tables behind their own."""
     out: dict[str, Any] = {}
     for key, value in table.items():
-        out.update(_flat(value, f"{prefix}{key} ") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+        out.update(flat(value, f"{prefix}{key} ") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
     return out
 
 

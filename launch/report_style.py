@@ -40,6 +40,7 @@ th:first-child, td:first-child { text-align: left; }
 tr.block > * { border-top: 1px solid var(--line); }
 tr.rl > *, .main tbody tr.rl th { background: var(--rl); }
 td b { font-weight: 700; }
+td .soft { font-size: .92em; }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .45em; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: 1.1rem 1.4rem; }
 figure { margin: 0; break-inside: avoid; }

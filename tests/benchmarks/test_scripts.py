@@ -32,6 +32,7 @@ EXPECTED = {
         "beam_step",
     ),
     "baselines_table": ("stores", "best", "trials", "command"),
+    "results_page": ("results", "claims", "lines"),
     "recipe": ("search", "final", "settings", "rungs", "cpu_minutes"),
     "beauty": ("r@5", "r@10", "n@5", "n@10", "arms", "withheld_minus_full", "command"),
     "task_mixtures": ("stores",),

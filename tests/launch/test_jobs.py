@@ -50,6 +50,19 @@ def alive(pid: int) -> bool:
         return False
 
 
+def children_of(parent: int) -> set[int]:
+    """Processes that a process started and that are alive."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and fields[0] != "Z":
+            found.add(int(stat.parent.name))
+    return found
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_killed_run_leaves_no_orphan(tmp_path):
     files = [tmp_path / name for name in "ab"]
@@ -71,7 +84,8 @@ if __name__ == "__main__":
     while not all(f.exists() and f.read_text() for f in files):
         assert time.monotonic() < deadline, "the jobs did not start"
         time.sleep(0.1)
-    children = [int(f.read_text()) for f in files]
+    children = children_of(parent.pid)  # the jobs' processes, and that of the queue they report through
+    assert {int(f.read_text()) for f in files} < children
     assert all(alive(pid) for pid in children)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()

@@ -1,0 +1,170 @@
+"""``sidgym bench NAME``: contests of arms from one start. The command line, and the presets.
+
+Left out: what the commands do (``bench_runs``), where arms come from (``bench_arms``, ``bench_sets``), and the contests
+that are none of arms (``bench_scaling``, ``bench_transfer``).
+"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidgym.launch.bench_sets import SETS, apart_of, with_set
+
+if TYPE_CHECKING:
+    from sidgym.launch.bench_runs import Bench
+
+BENCHES = {
+    "variants": "policy-gradient objectives from one SFT checkpoint, beside SFT and a likelihood-only control",
+    **{name: chosen.about for name, chosen in SETS.items()},
+    "scaling": "loss and accuracy of SFT by the size of the model, with a fitted power law",
+    "transfer": "policies trained on one catalogue, judged on another that they never saw",
+}
+OBJECTIVES = ("grpo", "ecpo", "gbpo", "grpo_sr", "rloo", "dapo")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration, the options that come before the user's own, and how often it is repeated."""
+
+    config: str
+    options: tuple[str, ...]
+    seeds: int
+
+
+PRESETS = {
+    "quick": Preset(
+        "objectives",
+        tuple("--sft.epochs 6 --sft.patience 6 --rl.steps 40 --rl.eval-every 5 --log.wandb disabled".split()),  # noqa: SIM905
+        5,
+    ),
+    "full": Preset("objectives", ("--rl.eval-every", "10", "--log.wandb", "disabled"), 5),
+}
+
+
+def make_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of everything but the settings, which have a parser of their own."""
+    parser = argparse.ArgumentParser(
+        prog=f"sidgym bench {name}",
+        description=f"{BENCHES[name][0].upper()}{BENCHES[name][1:]}. Every setting of a run is an option too, such as "
+        "--data.users 500 --rewards rule rank --rl.steps 40 --arms.ecpo.lr 3e-4; what is said of rl holds for every "
+        "arm that learns from rewards. The same command goes on where it was stopped; with more objectives or seeds it "
+        "adds to the folder.",
+        allow_abbrev=False,
+    )
+    if name in SETS:
+        parser.add_argument(
+            "--arms", nargs="+", default=[], metavar="NAME",
+            help=f"some of {', '.join(SETS[name].arms)}, or arms of the configuration (default: all of these)",
+        )  # fmt: skip
+    else:
+        parser.add_argument(
+            "--objectives", nargs="+", default=list(OBJECTIVES), metavar="NAME",
+            help="objectives, arms of the configuration, or package.module:name (default: %(default)s)",
+        )  # fmt: skip
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="full", help="full, or quick: a few minutes")
+    parser.add_argument("--config", type=Path, help="TOML file or shipped name in place of the preset's")
+    parser.add_argument("--seeds", type=int, help="how many, from the configured one on (default: the preset's)")
+    parser.add_argument("--out", type=Path, help="folder of the contest (default: runs/bench-NAME-PRESET)")
+    parser.add_argument("--metric", default="", help="what decides which is best, such as ndcg@10 (default: the true "
+                        "preference of the top 10 where it is known, else ndcg@10)")  # fmt: skip
+    parser.add_argument("--target-ndcg", type=float, help="validation NDCG@10 that costs are told for (default: half "
+                        "way from the start to the best that was reached)")  # fmt: skip
+    parser.add_argument("--ray", action="store_true", help="run trials as Ray tasks, on --address or on this machine")
+    parser.add_argument("--dry-run", action="store_true", help="estimate the time, and stop")
+    return parser
+
+
+def run_bench_command(given: Sequence[str]) -> None:
+    """``sidgym bench NAME ...``. Raises ``SystemExit`` for what is malformed, after an explanation."""
+    front = argparse.ArgumentParser(
+        prog="sidgym bench",
+        description="; ".join(f"{name}: {text}" for name, text in BENCHES.items()) + ". Each has a --help of its own.",
+    )
+    front.add_argument("name", choices=sorted(BENCHES))
+    name = front.parse_args(given[:1]).name
+    if name in ("scaling", "transfer"):
+        _run_other(name, given)
+        return
+    options, rest = make_parser(name).parse_known_args(given[1:])
+    if options.seeds is not None and options.seeds < 1:
+        front.error(f"--seeds: expected at least 1, got {options.seeds}")
+    bench = make_bench(name, options, rest, given)
+
+    from rich.console import Console
+
+    from sidgym.launch.bench_estimate import print_estimate
+    from sidgym.launch.bench_report import console_table
+    from sidgym.launch.bench_runs import run_bench
+    from sidgym.launch.pipeline import check_names
+
+    check_names(bench.config)
+    print_estimate(bench)
+    if options.dry_run:
+        return
+    summary = run_bench(bench)
+    console = Console()
+    console.print(console_table(summary))
+    for _, text in summary["verdict"]:
+        console.print(f"- {text}", markup=False, highlight=False)
+    folder = bench.config.directory
+    for what, file in (("report", "report.html"), ("tables", "report.md"), ("summary", "summary.json")):
+        print(f"{what:8} {folder / file}")
+
+
+def _run_other(name: str, given: Sequence[str]) -> None:
+    """The contests that are none of arms."""
+    if name == "scaling":
+        from sidgym.launch.bench_scaling import run_scaling_command
+
+        run_scaling_command(given[1:], shlex.join(["sidgym", "bench", *_without_out(given)]))
+    else:
+        from sidgym.launch.bench_transfer import run_transfer_command
+
+        run_transfer_command(given[1:], shlex.join(["sidgym", "bench", *_without_out(given)]))
+
+
+def make_bench(name: str, options: argparse.Namespace, rest: Sequence[str], given: Sequence[str]) -> "Bench":
+    """The contest that a command line asks for."""
+    from sidgym.launch.bench_arms import with_arms
+    from sidgym.launch.bench_runs import Bench
+    from sidgym.launch.config import load_config
+
+    preset, chosen = PRESETS[options.preset], SETS.get(name)
+    source = options.config or Path(preset.config)
+    own = () if chosen is None else chosen.quick if options.preset == "quick" else chosen.full
+    settings = [*preset.options, *own, *rest]
+    config = load_config(source, settings, prog=f"sidgym bench {name}")
+    told: dict[str, Any] = {"preset": options.preset}
+    if chosen is None:
+        config = with_arms(config, options.objectives, settings)
+    else:
+        config = with_set(config, chosen, options.arms)
+        told |= {"kind": chosen.kind}
+    out = options.out or Path(config.out) / f"bench-{name}-{options.preset}"
+    return Bench(
+        config=replace(config, out=str(out.parent), name=out.name),
+        seeds=options.seeds or preset.seeds,
+        title=chosen.title if chosen else "Policy-gradient variants",
+        command=shlex.join(["sidgym", "bench", *_without_out(given)]),
+        metric=options.metric,
+        target=options.target_ndcg,
+        ray=options.ray,
+        told=told,
+        notes=tuple(chosen.notes) if chosen else (),
+        name=name,
+        apart=apart_of(config, chosen) if chosen else {},
+        own_rewards=name == "rewards",
+    )
+
+
+def _without_out(given: Sequence[str]) -> list[str]:
+    """A command as it would be given elsewhere: where its folder lies changes no result."""
+    kept, skip = [], False
+    for token in given:
+        if not skip and token != "--out" and not token.startswith("--out="):
+            kept.append(token)
+        skip = token == "--out"
+    return kept

@@ -1,0 +1,92 @@
+"""The arms of a contest: RL settings by name, one base for all, from a configuration and the command line.
+
+Left out: training them (``bench_runs``).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from sidgym.agents.config import RlConfig
+from sidgym.agents.recipes import completed, recipe_of
+from sidgym.benchmarks.arms_summary import CONTROL, START
+from sidgym.launch.schema import TAKEN, ConfigError, RunConfig, validate
+
+KEPT = ("objective", "rewards", "checkpoint_every", "env_runners")
+"""Settings that are no difference between arms worth telling: the objective has a name, rewards are told once."""
+
+
+def with_arms(config: RunConfig, objectives: Sequence[str], options: Sequence[str] = ()) -> RunConfig:
+    """``config`` with an arm for each objective and the control, and no others.
+
+    An objective is a name in OBJECTIVES, ``package.module:name``, or the name of an arm that the configuration has; its
+    settings are those of the configuration's arm of that name, else ``rl``'s. ``options`` are command-line options that
+    ``config`` was read with: what they say of ``rl`` reaches all arms that learn from rewards, also those that the
+    configuration gives a value of their own, unless the options say otherwise of the arm itself.
+
+    Raises ``ConfigError`` for names that cannot stand beside each other or values that cannot work.
+    """
+    arms: dict[str, RlConfig] = {}
+    for text in dict.fromkeys(objectives):
+        name = arm_name(text, arms)
+        if text in ("nll", CONTROL, START):
+            continue  # always there
+        arms[name] = _arm(config, text, options)
+    if not arms:
+        raise ConfigError("--objectives: expected at least one besides the control 'nll', such as grpo ecpo")
+    arms[CONTROL] = _control(config)
+    chosen = replace(config, arms=arms)
+    validate(chosen, "bench")
+    return chosen
+
+
+def arm_name(text: str, others: Collection[str] = ()) -> str:
+    """What an objective's arm, folder and table row are called: without the module where that is not ambiguous."""
+    module, _, name = text.rpartition(":")
+    if module and (name in others or name in TAKEN):
+        name = f"{module.replace('.', '-')}-{name}"
+    if name in TAKEN - {START}:
+        raise ConfigError(f"--objectives: {name!r} is the name of another system in the tables; call yours otherwise")
+    return name
+
+
+def _arm(config: RunConfig, text: str, options: Sequence[str]) -> RlConfig:
+    if text in config.arms:
+        rl = config.arms[text]
+    elif text == config.rl.objective:
+        rl = config.rl
+    else:
+        rl = replace(config.rl, objective=text)
+    if not recipe_of(rl.objective).rewarded:
+        return rl
+    named, own = _named(options, "--rl."), _named(options, f"--arms.{text}.")
+    given = [name for name in named if name not in (*own, "objective")]
+    return replace(rl, **{name: getattr(config.rl, name) for name in given})
+
+
+def _named(options: Sequence[str], prefix: str) -> list[str]:
+    """Fields of ``RlConfig`` that options with a prefix set."""
+    found = [token.removeprefix(prefix).partition("=")[0] for token in options if token.startswith(prefix)]
+    names = [name.replace("-", "_") for name in found]
+    known = {field.name for field in fields(RlConfig)}
+    return [bare for name in names if (bare := name if name in known else name.removeprefix("no_")) in known]
+
+
+def _control(config: RunConfig) -> RlConfig:
+    """The configuration's own likelihood-only arm, else one with the settings of ``rl``."""
+    for name in (CONTROL, "nll"):
+        if name in config.arms:
+            return config.arms[name]
+    return replace(config.rl, objective="nll", nll_weight=1.0)
+
+
+def settings_of(rl: RlConfig) -> dict[str, Any]:
+    """An arm's settings as JSON values, empty ones replaced by what they stand for."""
+    return {"objective": rl.objective} | {key: v for key, v in asdict(completed(rl)).items() if key not in KEPT}
+
+
+def differences(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Arm -> its objective and those of its settings (``settings_of``) that are not the same in all arms."""
+    first: Mapping[str, Any] = next(iter(arms.values()), {})
+    unequal = [key for key in first if key == "objective" or any(one.get(key) != first[key] for one in arms.values())]
+    return {name: {key: settings.get(key) for key in unequal} for name, settings in arms.items()}

@@ -1,0 +1,186 @@
+"""One trial of a contest: what it spent, its line in ``results.jsonl``, and reading it back for the summary.
+
+A line is written once a trial is evaluated and never changed: system, seed, the hash of the evaluation's inputs, the
+hash of the setting that trials have in common, figures, costs, and the folder with what was measured of each user.
+Left out: training (``bench_runs``) and what is made of the trials (``benchmarks.arms_summary``).
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sidgym.agents.config import RlConfig
+from sidgym.agents.logging import TIMES, read_metrics
+from sidgym.agents.recipes import completed
+from sidgym.agents.student import reference_kind
+from sidgym.agents.task import load_episodes
+from sidgym.benchmarks.arms_summary import Trial
+from sidgym.benchmarks.cost_model import Decoder, forward_flops
+from sidgym.benchmarks.summary import BASELINES, CEILINGS
+from sidgym.envs.records import PAD_ITEM, Episodes
+from sidgym.envs.segments import SEGMENTS, Bands, item_bands
+from sidgym.launch.bench_arms import settings_of
+from sidgym.launch.stages import is_complete, read_record
+from sidgym.sid.table import SidTable
+
+RESULTS = "results.jsonl"
+TOP = 10
+"""Places that popularity is measured on."""
+
+
+def evaluation_of(system: str, run: Path) -> Path:
+    """The folder of the stage that judged a system."""
+    name = "baselines" if system in (*BASELINES, *CEILINGS) else system if system == "sft" else f"rl_{system}"
+    return run / "evaluate" / name
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """Every whole line of a contest's ``results.jsonl``; none where there is no file."""
+    path = folder / RESULTS
+    return read_metrics(path) if path.exists() else []
+
+
+def append_line(folder: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line; one that a kill cut short before it is closed first, so that it spoils no other."""
+    path = folder / RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:
+        path.write_text("".join(json.dumps(row) + "\n" for row in read_metrics(path)))
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def newest(lines: Iterable[Mapping[str, Any]], folder: Path, setting: str) -> list[Mapping[str, Any]]:
+    """The last line of each system and seed in a setting whose results still stand in ``folder``."""
+    last: dict[tuple[str, int], Mapping[str, Any]] = {}
+    for line in lines:
+        if line["setting"] == setting and is_complete(evaluation_of(line["system"], folder / line["run"]), line["key"]):
+            last[line["system"], line["seed"]] = line
+    return list(last.values())
+
+
+def line_of(run: Path, system: str, seed: int, setting: str, rl: RlConfig | None) -> dict[str, Any]:
+    """What ``results.jsonl`` keeps of a finished trial; ``rl`` are the settings of an arm."""
+    per_user, whole = _scores(run, system)
+    return {
+        "system": system,
+        "seed": seed,
+        "setting": setting,
+        "key": read_record(evaluation_of(system, run))["inputs_hash"],
+        "run": run.name,
+        "figures": {name: float(values.mean()) for name, values in per_user.items()} | whole,
+        "users": len(next(iter(per_user.values()))),
+        "cost": _cost(run, system, rl),
+        "settings": settings_of(rl) if rl else {},
+    }
+
+
+def read_trial(folder: Path, line: Mapping[str, Any], bands: Mapping[str, Bands]) -> Trial:
+    """The trial of a line, with what its folder holds of each user and of its training."""
+    run, system = folder / line["run"], line["system"]
+    per_user, whole = _scores(run, system)
+    log = run / f"rl_{system}" / "metrics.jsonl"
+    return Trial(
+        system,
+        line["seed"],
+        per_user,
+        whole,
+        dict(bands),
+        read_metrics(log) if log.exists() else (),
+        dict(line["cost"]),
+    )
+
+
+def bands_of(episodes: Episodes, run: Path) -> dict[str, Bands]:
+    """Every segmentation of a seed's test users."""
+    counts = np.load(run / "data" / "popularity.npy")
+    return {name: segment(episodes, counts) for name, segment in SEGMENTS.items()}
+
+
+def _scores(run: Path, system: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Metrics of each user, popularity of the top of the lists among them, and metrics of the whole."""
+    folder = evaluation_of(system, run) / system
+    with np.load(folder / "per_user.npz", allow_pickle=False) as arrays:
+        per_user = {key: arrays[key] for key in arrays.files}
+    if (folder / "items.npy").exists():
+        per_user |= exposed(np.load(folder / "items.npy"), np.load(run / "data" / "popularity.npy"))
+    return per_user, json.loads((folder / "whole.json").read_text(encoding="utf-8"))
+
+
+def exposed(items: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """``popular@10`` and ``tail@10`` (U,): share of each user's filled places that head and long tail have
+    (``segments.item_bands``). ``items`` (U, K) best first, PAD_ITEM where empty; ``counts`` (N,) training events."""
+    bands, top = item_bands(counts), items[:, :TOP]
+    filled = top != PAD_ITEM
+    places = np.maximum(filled.sum(axis=1), 1)
+    shares = {}
+    for name, band in (("popular", "head"), ("tail", "tail")):
+        inside = filled & (bands.band[top] == bands.names.index(band))
+        shares[f"{name}@{TOP}"] = inside.sum(axis=1) / places
+    return shares
+
+
+def _cost(run: Path, system: str, rl: RlConfig | None) -> dict[str, float | None]:
+    """Seconds of training, and for an arm what it drew and learned from; {} for what is not trained."""
+    if rl is None:
+        return {"seconds": read_record(run / "sft").get("seconds")} if system == "sft" else {}
+    rl, log = completed(rl), read_metrics(run / f"rl_{system}" / "metrics.jsonl")
+    steps = [row for row in log if "contexts/groups" in row]
+    times = run / f"rl_{system}" / TIMES
+    # A resumed stage counts its own seconds from its resumption; the log of times has every iteration.
+    spent = sum(row.get("time/iteration") or 0.0 for row in read_metrics(times)) if times.exists() else None
+    drawn = sum(rl.contexts_per_step * (1 + (row.get("refill/rounds") or 0.0)) for row in steps)
+    minibatches = -(-rl.contexts_per_step // (rl.minibatch or rl.contexts_per_step))
+    learned = float(len(steps) * rl.epochs)
+    return {
+        "seconds": spent,
+        "steps": float(len(steps)),
+        "rollouts": drawn * rl.group_size,
+        "updates": learned * minibatches,
+        "flops": _flops(run, rl, drawn, learned * rl.contexts_per_step),
+    }
+
+
+def _flops(run: Path, rl: RlConfig, drawn: float, learned: float) -> float | None:
+    """Estimated operations: a pass for each context that is drawn; for each that is learned from a pass, two backwards,
+    and one more through the reference. None where the model is not of Llama's family or a candidate is a page."""
+    model = decoder_of(run / "sft" / "config.json")
+    if model is None or rl.environment != "next_item":
+        return None
+    table, contexts = SidTable.load(run / "sid"), load_episodes(run / "data" / "rl_contexts.npz")
+    levels = len(table.sizes)
+    merged = json.loads((run / "sft" / "sidgym.json").read_text(encoding="utf-8")).get("merge_items", False)
+    items = float((contexts.history != PAD_ITEM).sum(axis=1).mean())
+    prompt, codes = round(items * (1 if merged else levels)) + 1, round(float(np.mean(table.sizes)))
+    one = forward_flops(model, prompt, rl.group_size * (levels - 1), codes)
+    targets = forward_flops(model, prompt, (rl.group_size + 1) * (levels - 1), codes) if rl.nll_weight > 0 else one
+    reference = 0 if reference_kind(rl) == "none" else 1
+    return drawn * one + learned * (3 * targets + reference * one)
+
+
+def decoder_of(path: Path) -> Decoder | None:
+    """The shape of a checkpoint by its ``config.json``; None where that does not name what Llama's family has."""
+    known = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        heads, hidden = known["num_attention_heads"], known["hidden_size"]
+        return Decoder(
+            known["model_type"],
+            known["num_hidden_layers"],
+            hidden,
+            known["intermediate_size"],
+            heads,
+            known.get("num_key_value_heads") or heads,
+            known.get("head_dim") or hidden // heads,
+            known["vocab_size"],
+            bool(known.get("tie_word_embeddings", True)),
+        )
+    except KeyError:
+        return None
+
+
+def systems_in(run: Path) -> Sequence[str]:
+    """The references that a seed's baselines stage has judged."""
+    return sorted(path.parent.name for path in (run / "evaluate" / "baselines").glob("*/per_user.npz"))

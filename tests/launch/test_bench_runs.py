@@ -1,0 +1,141 @@
+"""``sidgym bench variants`` end to end on a tiny store: resumable, appending, with pieces of one's own, on Ray too."""
+
+import json
+import re
+
+import pytest
+from test_pipeline import TINY
+from test_report import Page
+
+from sidgym.benchmarks.arms_summary import CONTROL
+from sidgym.launch import bench_runs
+from sidgym.launch.cli import main
+
+pytestmark = pytest.mark.slow
+
+OWN = """
+from dataclasses import replace
+from sidgym.agents.objectives import policy_gradient
+
+
+def cautious(inputs, spec):
+    return policy_gradient(inputs, replace(spec, clip=0.1))
+
+
+def first(episodes, rollouts):
+    return -rollouts.rank.astype("float32")
+"""
+
+
+def bench(folder, *options):
+    config = folder / "tiny.toml"
+    config.write_text(TINY)
+    measured = ("--rl.kl-weight", "1e-3")  # else there is no reference to be far from
+    main(["bench", "variants", "--config", str(config), "--out", str(folder / "out"), *measured, *options])
+    return json.loads((folder / "out" / "summary.json").read_text())
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "out" / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A contest of one objective and seed, and then of one more of each: summaries and lines of both."""
+    folder = tmp_path_factory.mktemp("bench")
+    first = bench(folder, "--objectives", "grpo", "--seeds", "1")
+    before = lines(folder)
+    second = bench(folder, "--objectives", "ecpo", "grpo", "--seeds", "2")
+    return folder, first, before, second, lines(folder)
+
+
+def test_results_append_and_finished_trials_stay(grown):
+    _, first, before, second, after = grown
+    assert after[: len(before)] == before
+    trials = [(line["system"], line["seed"]) for line in after]
+    assert len(trials) == len(set(trials))
+    assert {t for t in trials if t[0] in ("sft", CONTROL, "grpo", "ecpo")} == {
+        (system, seed) for system in ("sft", CONTROL, "grpo", "ecpo") for seed in (0, 1)
+    }
+    assert (first["seeds"], second["seeds"]) == ([0], [0, 1])
+    assert set(first["objectives"]) == {"sft", CONTROL, "grpo"}
+    assert set(second["objectives"]) == {"sft", CONTROL, "grpo", "ecpo"}
+
+
+def test_the_summary_is_what_was_promised(grown):
+    _, _, _, summary, _ = grown
+    for name, figures in summary["objectives"].items():
+        assert {"mean", "low", "high"} <= set(figures["ndcg@10"]), name
+        assert 0 <= figures["ndcg@10"]["low"] <= figures["ndcg@10"]["mean"] <= figures["ndcg@10"]["high"] <= 1
+        assert figures["pct_oracle"] is not None
+        assert figures["seconds"] > 0
+    assert all(summary["objectives"]["grpo"][name] is not None for name in ("reward", "kl", "entropy"))
+    assert len(summary["pairs"]) == 2 * 6
+    assert all(pair["p"] <= pair["p_holm"] <= 1 for pair in summary["pairs"])
+    assert set(summary["contexts_equal"].values()) == {True}
+    budgets = {(f["rollouts"], f["updates"]) for name, f in summary["objectives"].items() if name != "sft"}
+    assert budgets == {(4 * 8 * 4, 4)}  # steps, contexts, candidates
+    assert all(f["flops"] > 0 for name, f in summary["objectives"].items() if name != "sft")
+    assert summary["failed"] == []
+
+
+def test_the_reports_are_there(grown):
+    folder, _, _, summary, _ = grown
+    text = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert Page(text).open == []
+    assert summary["verdict"][0][1] in (folder / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_nothing_is_done_twice(grown, monkeypatch, capsys):
+    folder, _, _, before, after = grown
+    monkeypatch.setattr(bench_runs, "build_stage", lambda *_: pytest.fail("everything is finished"))
+    again = bench(folder, "--objectives", "ecpo", "grpo", "--seeds", "2")
+    assert "every trial is finished already" in capsys.readouterr().err
+    assert lines(folder) == after
+    assert again["objectives"] == before["objectives"]
+
+
+def test_a_trial_that_fails_is_told_and_goes_on_later(grown, monkeypatch, capsys):
+    folder, *_ = grown
+    built = bench_runs.build_stage
+
+    def fails(config, stage, on_progress=None):
+        if stage.name == "rl_rloo":
+            raise RuntimeError("no luck")
+        built(config, stage, on_progress)
+
+    monkeypatch.setattr(bench_runs, "build_stage", fails)
+    with pytest.raises(RuntimeError, match="no luck"):
+        bench(folder, "--objectives", "grpo", "rloo", "--seeds", "1")
+    told = json.loads((folder / "out" / "summary.json").read_text())
+    assert told["failed"] == ["rloo, seed 0"]
+    assert "ecpo" in told["objectives"]  # of the runs before
+    monkeypatch.setattr(bench_runs, "build_stage", built)
+    assert "rloo" in bench(folder, "--objectives", "grpo", "rloo", "--seeds", "1")["objectives"]
+
+
+def test_an_objective_and_a_reward_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "own_bench_pieces.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ("--objectives", "own_bench_pieces:cautious", "--rewards", "own_bench_pieces:first", "--seeds", "1")
+    summary = bench(tmp_path, *options, "--rl.steps", "2", "--metric", "ndcg@10")
+    assert summary["settings"]["cautious"]["objective"] == "own_bench_pieces:cautious"
+    assert summary["metric"] == "ndcg@10"
+
+
+def test_the_estimate_alone_trains_nothing(tmp_path, capsys):
+    config = tmp_path / "tiny.toml"
+    config.write_text(TINY)
+    command = ["bench", "variants", "--config", str(config), "--out", str(tmp_path / "out"), "--dry-run"]
+    main([*command, "--objectives", "grpo", "dapo"])
+    assert re.search(r"about [\d.]+ minutes for 20 trials", " ".join(capsys.readouterr().err.split()))
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+@pytest.mark.ray
+def test_trials_on_ray_come_to_the_same(grown, tmp_path):
+    summary = bench(tmp_path, "--objectives", "grpo", "--seeds", "1", "--ray", "--workers", "2")
+    _, first, *_ = grown
+    for name in ("sft", CONTROL, "grpo"):
+        assert summary["objectives"][name]["ndcg@10"] == first["objectives"][name]["ndcg@10"]
+        assert summary["objectives"][name]["reward"] == first["objectives"][name]["reward"]
