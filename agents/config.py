@@ -217,7 +217,8 @@ class RlConfig:
     list_temperature: float = 1.0
     """Objective list_ndcg: nats of difference over which two places change gradually; 1 is the policy's own spread."""
     entropy_weight: float = 0.0
-    """Weight of the mean entropy of the codes of the candidates, which is added to what is maximised."""
+    """Weight of the mean entropy of the codes of the candidates, nats a code (the logged ``entropy`` is that of a whole
+    SID), which is added to what is maximised."""
     curriculum: float = 0.0
     """Power of the chance of a hit, as the first policy has it, by which contexts are drawn; it falls to 0 over the
     run. 0 takes all contexts in turn."""

@@ -16,7 +16,10 @@ target's own prefixes; what the cut leaves out of it, even draws stand for.
 
 A node's weight in the mean over its group is ``M pi_old(n)`` (M nodes), as in every other mode that is weighed
 (``importance``): with the ratio of whole sequences and without a clip (``rloo``) the gradient is exact for older
-weights, too. Left out: rewards that compare the candidates of a group, which mean nothing for nodes; they are refused.
+weights, too. That holds with ``rl.advantage = "group_centred"``, and with ``"batch_standardised"`` up to one factor for
+all contexts of a rollout; ``"group_standardised"`` weighs each context by its own spread instead.
+
+Left out: rewards that compare the candidates of a group, which mean nothing for nodes; they are refused.
 
 Symbols: B contexts, M nodes of a cut (the same for every context, some not valid), L levels, S SIDs.
 """
@@ -115,11 +118,14 @@ def cut_of(policy: Policy, episodes: Episodes, width: int, levels: int) -> Cut:
 def sid_scores(episodes: Episodes, reward: RewardSum, trie: Trie) -> Scores:
     """What every SID of the catalogue earns, (B, S) in the order of leaves. ``ValueError`` for a reward that compares
     the candidates of a group."""
-    comparing = [name for name, term in reward.rewards.items() if claims(term, "needs_group")]
+    comparing = [
+        name for name, term in reward.rewards.items()
+        if claims(term, "needs_group") or getattr(term, "best_of_group", False) or getattr(term, "anchor", False)
+    ]  # fmt: skip
     if comparing:
         raise ValueError(
             f"reward {comparing[0]!r} compares the candidates of a group; with rl.mode = {CUT!r} candidates are nodes "
-            "of the trie. Take rewards of single items, such as 'rule', 'prefix' or 'semantic'"
+            "of the trie. Take rewards of single items: 'rule', 'prefix', 'semantic', or 'gated' with anchor = false"
         )
     leaves = torch.arange(trie.num_leaves, device=trie.device)
     codes, items = trie.codes_of(leaves).cpu().numpy(), trie.items_of(leaves).cpu().numpy()

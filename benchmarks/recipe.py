@@ -48,9 +48,9 @@ class Rung:
     controls: int  # controls that go on
 
 
-RUNGS = (Rung(80, 2500, 1, 6, 3), Rung(200, 5000, 2, 2, 2), Rung(350, 10000, 2, 1, 1))
+RUNGS = (Rung(120, 2500, 1, 6, 5), Rung(240, 5000, 2, 2, 3), Rung(350, 10000, 2, 1, 1))
 QUICK_RUNGS = (Rung(2, 40, 1, 2, 1), Rung(3, 60, 1, 1, 1))
-QUICK_ARMS = ("nll lr 3e-5", "nll replay", "hits + nll", "top 2 neighbours + nll", "list")
+QUICK_ARMS = ("nll", "nll refills", "hits + nll", "top 2 neighbours + nll", "list")
 
 SCIENTIFIC = Store(
     "scientific",
@@ -201,8 +201,12 @@ def final(plan: Search, chosen: dict[str, Any], users: int) -> dict[str, Any]:
     """The arm chosen against the start and its controls on test users, and whether the criterion holds."""
     arm, control = chosen["chosen"], chosen["control"]
     once, asked = plan.folder / "final.json", {name: chosen[name] for name in ("chosen", "control", "steps")}
+    arms = {name: asdict(plan.arms[name]) for name in (arm, *sorted(set(control.values())))}
+    asked |= {"seeds": plan.seeds, "arms": json.loads(json.dumps(arms))}
     if once.exists() and json.loads(once.read_text()) != asked:
-        raise SystemExit(f"test users were judged for another choice already ({once}); they are not judged twice")
+        raise SystemExit(
+            f"test users were judged for another choice, other seeds or settings ({once}); they are not judged twice"
+        )
     write_json(once, asked)
     rung = Rung(chosen["steps"], users, len(plan.seeds), 1, 1)
     found = plan.judge([arm, *sorted(set(control.values()))], rung, "final", test=True)

@@ -21,19 +21,17 @@ from sidgym.agents.evaluate import rank_contexts
 from sidgym.agents.policy import Policy, build_policy
 from sidgym.agents.rl import RlTask, TorchTrainer, save_episodes
 from sidgym.agents.sft import train_sft
-from sidgym.benchmarks.recipe_settings import REPLAY, Candidate
+from sidgym.benchmarks.recipe_settings import Candidate
 from sidgym.envs.config import DataConfig
 from sidgym.envs.datasets import load_dataset
 from sidgym.envs.metrics import rank_metrics
-from sidgym.envs.records import PAD_ITEM, Episodes, Sequences
+from sidgym.envs.records import Episodes, Sequences
 from sidgym.envs.splits import Splits, split
 from sidgym.sid.index_formats import read_index
 from sidgym.sid.table import SidTable
 
 METRICS = {"n@10": "ndcg@10", "r@50": "hr@50"}
 BEAM = 50
-REPLAYED = 2
-"""Targets of SFT that contexts ``replay`` adds of each user, the newest ones."""
 LOGGED = ("reward", "rollout/hit", "entropy", "grad_norm", "loss")
 """Figures of training that are kept, the mean over its first and over its last ten iterations."""
 
@@ -76,13 +74,19 @@ def users_of(splits: Splits, users: int, test: bool) -> Episodes:
 def train_start(store: Store, seed: int, folder: Path) -> dict[str, Any]:
     """Trains the supervised start, without RL's contexts, and writes it to ``folder``; goes on where it stopped."""
     torch.set_num_threads(1)
-    begin = time.process_time()
+    clock = folder.with_suffix(".seconds")  # of earlier calls, which stopped on the way
+    begin = time.process_time() - (float(clock.read_text()) if clock.exists() else 0.0)
+
+    def note(figures: dict[str, float]) -> None:
+        clock.write_text(str(time.process_time() - begin))
+        print(f"{store.name}, seed {seed}, epoch {figures['epoch']}: {figures['eval/ndcg@10']:.4f}", flush=True)
+
     splits, table = prepared(store, seed, test=False)
     policy = build_policy(store.policy, table, seed)
-    result = train_sft(policy, splits.sft, splits.valid, store.sft, store.data.history, seed, None,
-                       lambda told: print(f"{store.name}, seed {seed}, epoch {told['epoch']}: "
-                                          f"{told['eval/ndcg@10']:.4f}", flush=True),
-                       directory=folder.with_suffix(".training"))  # fmt: skip
+    result = train_sft(
+        policy, splits.sft, splits.valid, store.sft, store.data.history, seed, None, note,
+        directory=folder.with_suffix(".training"),
+    )  # fmt: skip
     save_policy(folder, policy)
     return {"best_epoch": result.best_epoch, "cpu_s": round(time.process_time() - begin, 1)}
 
@@ -104,19 +108,15 @@ def train_arm(
     torch.set_num_threads(1)
     begin = time.process_time()
     splits, _ = prepared(store, seed, test)
-    with tempfile.TemporaryDirectory() as own:
-        task = task_of(splits, seed, start, replace(arm, rl=replace(arm.rl, steps=steps)), Path(own))
-        trainer = TorchTrainer(task)
-        told = []
-        try:
-            for number in range(steps):
-                told.append(trainer.step(number))
-        except FloatingPointError as error:
-            return {"broken": str(error), "cpu_s": round(time.process_time() - begin, 1)}
-        finally:
-            trainer.close()
-        trained = time.process_time() - begin
-        per_user = judged(trainer.policy, users_of(splits, users, test))
+    told: list[dict[str, float]] = []
+    try:
+        with tempfile.TemporaryDirectory() as own:
+            policy = trained(splits, seed, start, replace(arm, rl=replace(arm.rl, steps=steps)), Path(own), told)
+        spent = time.process_time() - begin
+        per_user = judged(policy, users_of(splits, users, test))
+    except (FloatingPointError, ValueError, RuntimeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        return {"broken": why, "iterations": len(told), "cpu_s": round(time.process_time() - begin, 1)}
     ends = {"first": told[:10], "last": told[-10:]}
     figures = {
         when: {name: float(np.mean([entry[name] for entry in part])) for name in LOGGED if name in part[0]}
@@ -124,40 +124,31 @@ def train_arm(
         if part
     }
     total = time.process_time() - begin
-    return {"per_user": per_user, "training": figures, "train_cpu_s": round(trained, 1), "cpu_s": round(total, 1)}
+    return {"per_user": per_user, "training": figures, "train_cpu_s": round(spent, 1), "cpu_s": round(total, 1)}
+
+
+def trained(
+    splits: Splits, seed: int, start: Path, arm: Candidate, folder: Path, told: list[dict[str, float]]
+) -> Policy:
+    """The policy after all iterations of an arm, whose figures are appended to ``told``."""
+    trainer = TorchTrainer(task_of(splits, seed, start, arm, folder))
+    try:
+        for number in range(arm.rl.steps):
+            told.append(trainer.step(number))
+        return trainer.policy
+    finally:
+        trainer.close()
 
 
 def task_of(splits: Splits, seed: int, start: Path, arm: Candidate, folder: Path) -> RlTask:
     """What the trainer learns from, its files in ``folder``."""
-    contexts = context_set(splits, arm.contexts)
-    save_episodes(folder / "contexts.npz", contexts)
+    save_episodes(folder / "contexts.npz", splits.rl)
     embeddings = ""
     if any(term.name == "semantic" for term in arm.rl.rewards):
         table = SidTable.load(start / "sid")
         np.save(folder / "neighbours.npy", neighbour_vectors(splits.sft_all, table.num_items))
         embeddings = str(folder / "neighbours.npy")
     return RlTask(str(start), str(folder / "contexts.npz"), seed, arm.rl, embeddings=embeddings)
-
-
-def context_set(splits: Splits, kind: str) -> Episodes:
-    """RL's contexts, and for ``replay`` those of SFT's newest targets, too."""
-    fresh = splits.rl
-    parts = [(fresh.user, fresh.history, fresh.targets[:, :1])]
-    if kind == REPLAY:
-        parts += [replayed(splits.sft, fresh.history.shape[1], back) for back in range(REPLAYED)]
-    user, history, targets = (np.concatenate(columns) for columns in zip(*parts))
-    return Episodes(index=np.arange(len(user)), user=user, history=history, targets=targets)
-
-
-def replayed(sequences: Sequences, length: int, back: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users (B,), histories (B, length) and targets (B, 1) of the item ``back`` before the last of each sequence."""
-    place = sequences.offsets[1:] - 1 - back
-    has = place > sequences.offsets[:-1]  # something stands before it
-    place, first = place[has], sequences.offsets[:-1][has]
-    before = place[:, None] + np.arange(-length, 0)
-    inside = before >= first[:, None]
-    history = np.where(inside, sequences.items[np.where(inside, before, 0)], PAD_ITEM)
-    return sequences.user[has], history, sequences.items[place][:, None]
 
 
 def neighbour_vectors(sequences: Sequences, items: int, window: int = 3, width: int = 64) -> np.ndarray:

@@ -142,8 +142,23 @@ def test_rollout_and_update_agree_and_older_weights_stay_exact(policy, contexts)
     torch.testing.assert_close(gradient(newer, -loss), expected, rtol=1e-3, atol=1e-5)
 
 
+def test_one_factor_for_all_contexts_keeps_the_direction_and_one_for_each_does_not(policy, contexts):
+    found = {}
+    for advantage in ("group_centred", "batch_standardised", "group_standardised"):
+        config = replace(CONFIG, cut_levels=2, group_size=2, advantage=advantage)
+        batch, _ = rollout_groups(contexts, TorchEngine(policy, 4), reward_of(policy, "rule"), config, 0)
+        along = gradient(policy, -group_loss(policy, batch, config)[0])
+        found[advantage] = along / along.norm()
+    exact = found["group_centred"]
+    assert float(found["batch_standardised"] @ exact) > 0.9999
+    assert float(found["group_standardised"] @ exact) < 0.99
+
+
 def test_what_cannot_be_is_refused(policy, contexts):
     engine = TorchEngine(policy, 4)
+    best = RewardSum([RewardConfig("prefix", args={"best_of_group": True})], RewardContext(table=policy.table), 3)
+    with pytest.raises(ValueError, match="'prefix' compares the candidates"):
+        rollout_groups(contexts, engine, best, CONFIG, 0)
     with pytest.raises(ValueError, match="'rank' compares the candidates"):
         rollout_groups(contexts, engine, reward_of(policy, "rank"), CONFIG, 0)
     with pytest.raises(ValueError, match=r"rl\.cut_levels: expected 1 to 3"):
