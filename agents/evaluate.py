@@ -92,7 +92,7 @@ def judge_items(
     items: np.ndarray, episodes: Episodes, config: EvalConfig, preference: Preference | None, num_items: int
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Per-context and whole-set metrics of any system's ranked lists (B, K, C)."""
-    per_user = rank_metrics(items, episodes.target, config.ks)
+    per_user = rank_metrics(items, episodes.target, config.ks, ("hr", "ndcg", *config.metrics))
     if preference is not None:
         per_user.update(preference_at_k(preference, episodes, items))
     return per_user, {"coverage@10": float(coverage(items, num_items, 10))}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sidgym.benchmarks.arms_curves import Log, values_of
+from sidgym.benchmarks.arms_curves import Log, largest, values_of
 from sidgym.benchmarks.arms_summary import LAST, Trial
 from sidgym.benchmarks.comparisons import over_seeds
 
@@ -20,9 +20,10 @@ BySeed = Mapping[str, Mapping[str, Mapping[str, float]]]
 def by_seed(trials: Sequence[Trial]) -> dict[str, dict[str, dict[str, float]]]:
     """System -> figure -> seed -> value; what was not measured is left out.
 
-    ``har`` and ``illegal_mass`` of the evaluation, ``grad_norm_cv`` of the second half of training, ``grad_norm`` and
-    ``ratio_max`` of its last iterations, ``reward_gain`` and ``ndcg_gain`` from the first validation to the last one
-    (the reward is the one that the arm itself learned from), and the means over users of every metric.
+    ``har`` and ``illegal_mass`` of the evaluation, ``grad_norm_cv`` of the second half of training, ``grad_norm`` of
+    its last iterations, ``ratio_max`` the largest of all iterations, ``reward_gain`` and ``ndcg_gain`` from the first
+    validation to the last one (the reward is the one that the arm itself learned from), and the means over users of
+    every metric.
     """
     out: dict[str, dict[str, dict[str, float]]] = {}
     for trial in trials:
@@ -33,7 +34,7 @@ def by_seed(trials: Sequence[Trial]) -> dict[str, dict[str, dict[str, float]]]:
             "illegal_mass": None if legal is None else 1.0 - legal,
             "grad_norm_cv": spread(trial.log),
             "grad_norm": _last(trial.log, "grad_norm"),
-            "ratio_max": _last(trial.log, "ratio_max"),
+            "ratio_max": largest(trial.log, "ratio_max"),
             "reward_gain": _gain(trial.log, "eval/reward"),
             "ndcg_gain": _gain(trial.log, "eval/ndcg@10"),
         }

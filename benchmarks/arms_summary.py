@@ -1,18 +1,19 @@
 """What a contest of arms came to: figures of each, all pairs tested, segments, curves, costs; JSON values only.
 
 An arm is a policy trained by RL; it stands beside the SFT policy that all arms start from, and beside references that
-are not trained. Each is judged on the same test users of every seed. The summary holds all that tables, words and the
-report need. Left out: training and reading runs (``launch.bench_runs``), and telling it (``arms_words``).
+are not trained. Each is judged on the same test users of every seed, and all figures are over the seeds that all of
+them have, since seeds lie further apart than arms. The summary holds all that tables, words and the report need. Left
+out: training and reading runs (``launch.bench_runs``), and telling it (``arms_words``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from sidgym.agents.audit import FIRED
-from sidgym.benchmarks.arms_curves import Log, curves, targets, values_of
+from sidgym.benchmarks.arms_curves import Log, curves, largest, targets, values_of
 from sidgym.benchmarks.comparisons import compare, holm, interval, mean_of, over_seeds, users_interval
 from sidgym.benchmarks.summary import BASELINES, CEILINGS
 from sidgym.envs.segments import Bands
@@ -28,12 +29,12 @@ LEAST_USERS = 20
 JUDGED = ("preference@10", "preference@1", "ndcg@10", "hr@10", "popular@10", "tail@10", "div")
 """Metrics a user that are told with an interval; all lie between 0 and 1."""
 TESTED = ("preference@10", "ndcg@10")
+REFERENCES = (*BASELINES, *CEILINGS)
 WHOLE = {"har": "har", "coverage@10": "coverage@10"}
 TRAINED = {
     "kl": "kl/k2",
     "entropy": "entropy",
     "grad_norm": "grad_norm",
-    "ratio_max": "ratio_max",
     "unique_items": "rollout/unique_items",
     "no_signal": "frac_reward_zero_std",
 }
@@ -67,19 +68,24 @@ def summarise_arms(
     NDCG@10 on validation users that costs are told for; None chooses one (``arms_curves.targets``). ``same_users``: all
     seeds judged the same test users.
 
-    Raises ``ValueError`` without a trial of SFT, and for a metric that was not measured.
+    ``fewer`` in it names the systems that lack seeds which others have, and these seeds. Raises ``ValueError`` without
+    a trial of SFT, and for a metric that was not measured.
     """
     systems = _by_system(trials)
     if START not in systems:
         raise ValueError(f"expected trials of {START!r}, where all arms start, got {list(systems)}")
-    references = [name for name in (*BASELINES, *CEILINGS) if name in systems]
+    seeds, fewer = _shared_seeds({name: found for name, found in systems.items() if name not in REFERENCES})
+    systems = _by_system([trial for trial in trials if trial.seed in seeds])
+    systems = {name: found for name, found in systems.items() if name in REFERENCES or len(found) == len(seeds)}
+    references = [name for name in REFERENCES if name in systems]
     compared = [name for name in systems if name not in references]
     known = set(systems[START][0].per_user)
     metric = metric or next(name for name in TESTED if name in known)
     if metric not in known:
         raise ValueError(f"metric {metric!r} was not measured; known: {', '.join(sorted(known))}")
     tested = list(dict.fromkeys([metric, *(name for name in TESTED if name in known)]))
-    objectives = {name: _figures(systems[name], same_users) for name in compared}
+    judged = dict.fromkeys([*JUDGED, metric])
+    objectives = {name: _figures(systems[name], judged, same_users) for name in compared}
     _add_start(objectives[START], [systems[name] for name in compared if name != START])
     standing = {name: _means(systems[name]) for name in references}
     _add_percent({**objectives, **standing}, systems)
@@ -87,8 +93,9 @@ def summarise_arms(
     costs = {name: {key: objectives[name][key] for key in COSTS} for name in logs}
     return {
         "schema_version": SCHEMA_VERSION,
-        "seeds": sorted({trial.seed for trial in trials}),
-        "n_users": sum(len(next(iter(trial.per_user.values()))) for trial in systems[START]),
+        "seeds": seeds,
+        "fewer": fewer,
+        "n_users": count_users(systems[START], same_users),
         "same_users": same_users,
         "metric": metric,
         "objectives": objectives,
@@ -100,6 +107,25 @@ def summarise_arms(
         "contexts_equal": _contexts_equal({name: systems[name] for name in logs}),
         "curves": _rounded(curves(logs)),
     }
+
+
+def count_users(trials: Sequence[Trial], same_users: bool) -> int:
+    """Test users that a system's trials were judged on, each counted once; ``same_users``: all seeds have the same."""
+    counts = [len(next(iter(trial.per_user.values()))) for trial in trials]
+    return counts[0] if same_users else sum(counts)
+
+
+def _shared_seeds(systems: Mapping[str, Sequence[Trial]]) -> tuple[list[int], dict[str, list[int]]]:
+    """The seeds that all systems have, and the seeds that some system lacks while others have them.
+
+    Where no seed is in all, the arms with the fewest do not count, as many of them as it takes.
+    """
+    owned = {name: {trial.seed for trial in trials} for name, trials in systems.items()}
+    every = set.union(*owned.values())
+    fewer = {name: sorted(every - seeds) for name, seeds in owned.items() if every - seeds}
+    while not (shared := set.intersection(*owned.values())):
+        owned.pop(min((name for name in owned if name != START), key=lambda name: len(owned[name])))
+    return sorted(shared), fewer
 
 
 def _by_system(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
@@ -122,10 +148,10 @@ def _means(trials: Sequence[Trial]) -> dict[str, Any]:
     return {name: mean_of(_values(trials, name)) for name in shared}
 
 
-def _figures(trials: Sequence[Trial], same_users: bool) -> dict[str, Any]:
+def _figures(trials: Sequence[Trial], judged: Iterable[str], same_users: bool) -> dict[str, Any]:
     """One system: intervals over users and seeds, whole-list figures, the end of its training, its costs."""
     out: dict[str, Any] = {"seeds": [trial.seed for trial in trials]}
-    for metric in JUDGED:
+    for metric in judged:
         if values := _values(trials, metric):
             told = interval(values, same_users)
             out[metric] = {key: float(np.clip(told[key], 0.0, 1.0)) for key in ("mean", "low", "high")}
@@ -136,6 +162,8 @@ def _figures(trials: Sequence[Trial], same_users: bool) -> dict[str, Any]:
     out["reward"] = _mean([_last(trial.log, "eval/reward", 1) for trial in trials])
     for name, key in TRAINED.items():
         out[name] = _mean([_last(trial.log, key, LAST) for trial in trials])
+    ratios = [ratio for trial in trials if (ratio := largest(trial.log, "ratio_max")) is not None]
+    out["ratio_max"] = max(ratios, default=None)
     out["grad_norm_cv"] = _mean([_spread(trial.log) for trial in trials])
     out["refused"] = sum(float(values_of(trial.log, "updates_refused")[1].sum()) for trial in trials)
     return out | {name: _mean([trial.cost.get(name) for trial in trials]) for name in COSTS}

@@ -40,12 +40,15 @@ RESULTS = (
     Column("% oracle", "pct_oracle", 1, "true preference of the top 10 on the way from random to the oracle"),
     Column("reward", "reward", 3, "of the top 10 on validation users, by the reward that the arm learned from"),
     Column("KL", "kl", 3, "k2 of a code to the start, last ten iterations"),
-    Column("entropy", "entropy", 2, "nats a code, last ten iterations"),
+    Column("entropy", "entropy", 2, "nats a SID, last ten iterations"),
     Column("seconds", "seconds", 0, "of training a seed; SFT's own for SFT"),
 )
 BEHAVIOUR = (
-    Column("illegal mass", "illegal_mass", 3, "probability that leaves the catalogue without the trie"),
-    Column("HaR", "har", 3, "share of candidates outside the catalogue without the trie"),
+    Column(
+        "illegal mass", "illegal_mass", 3,
+        "probability that leaves the catalogue without the trie along the target's codes, of the first 256 test users",
+    ),
+    Column("HaR", "har", 3, "share of candidates outside the catalogue without the trie, of these users"),
     Column("coverage@10", "coverage@10", 3, "share of the catalogue in anyone's top 10"),
     Column("popular@10", "popular@10", 3, "share of the top 10 in the head of the catalogue"),
     Column("tail@10", "tail@10", 3, "share of the top 10 in its long tail"),
@@ -53,14 +56,20 @@ BEHAVIOUR = (
     Column("no signal", "no_signal", 2, "share of groups whose rewards are all equal"),
     Column("grad norm", "grad_norm", 2, "before clipping, last ten iterations"),
     Column("its spread", "grad_norm_cv", 2, "standard deviation over mean, second half of training"),
-    Column("max ratio", "ratio_max", 1, "largest importance ratio"),
-)
+    Column("max ratio", "ratio_max", 1, "largest importance ratio of all iterations and seeds"),
+)  # fmt: skip
 BUDGET = (
     Column("rollouts", "rollouts", 0, "candidates drawn a seed"),
     Column("updates", "updates", 0, "optimiser steps"),
     Column("FLOPs", "flops", 0, "estimated operations of training"),
     Column("seconds", "seconds", 0),
 )
+
+
+def result_columns(summary: Summary) -> Sequence[Column]:
+    """The main table's columns, what decides among them."""
+    metric = summary["metric"]
+    return RESULTS if metric in [column.key for column in RESULTS] else (Column(metric, metric, 4), *RESULTS)
 
 
 def present(columns: Sequence[Column], rows: Mapping[str, Mapping[str, Any]]) -> list[Column]:
@@ -78,10 +87,10 @@ def markdown(summary: Summary) -> str:
     parts = [
         f"# {summary.get('title', 'Policy-gradient variants')}",
         f"`{summary['command']}`",
-        "\n".join(f"- {text}" for _, text in verdict(summary)),
+        "\n".join(f"- {text}" for text in [*(text for _, text in verdict(summary)), *missing(summary)]),
         "## Results",
         results(summary),
-        f"Means over test users, 95 % intervals over users and seeds. {meanings(RESULTS)}",
+        f"Means over test users, 95 % intervals over users and seeds. {meanings(result_columns(summary))}",
         "## Pairs",
         pairs(summary),
         "Mean difference of the row to SFT and to the control, 95 % interval over users and seeds, Holm's p over all "
@@ -94,8 +103,14 @@ def markdown(summary: Summary) -> str:
         *cost(summary),
         "## Where each fails",
         "\n".join(f"- {name_of(arm)}: {'; '.join(said)}." for arm, said in failures(summary).items()),
+        *(["## Notes", "\n".join(f"- {note}" for note in notes)] if (notes := summary.get("notes")) else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def missing(summary: Summary) -> list[str]:
+    """A sentence for each trial that was asked for and is not there."""
+    return [f"Missing: {text} is not finished." for text in summary.get("failed", ())]
 
 
 def meanings(columns: Sequence[Column]) -> str:
@@ -105,7 +120,7 @@ def meanings(columns: Sequence[Column]) -> str:
 
 def results(summary: Summary) -> str:
     """The main table, references below."""
-    return _table(RESULTS, summary, {name_of(k): v for k, v in summary["references"].items()})
+    return _table(result_columns(summary), summary, {name_of(k): v for k, v in summary["references"].items()})
 
 
 def _table(columns: Sequence[Column], summary: Summary, more: Mapping[str, Mapping[str, Any]] | None = None) -> str:
@@ -167,14 +182,19 @@ def cost(summary: Summary) -> Iterator[str]:
 
 def target_words(key: str, target: Mapping[str, Any]) -> str:
     """What is to be reached, in words."""
-    what = metric_name(key.removeprefix("eval/"))
+    what, start = metric_name(key.removeprefix("eval/")), f"{target['start']:.4f}"
     if target["value"] is None:
-        return f"Validation {what}: no arm rose above its start ({target['start']:.4f}), so there is no cost to tell."
-    return f"Cost to reach a validation {what} of {target['value']:.4f}, from {target['start']:.4f} at the start."
+        return f"Validation {what}: no arm is shown to rise above its start ({start}), so there is no cost to tell."
+    if target["gain"] is None:
+        return f"Cost to reach a validation {what} of {target['value']:.4f}, from {start} at the start."
+    return (
+        f"Cost to raise validation {what} by {target['gain']:.4f}, half of an arm's largest gain, above each seed's "
+        f"own start ({start} in the mean)."
+    )
 
 
 def target_rows(target: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Cells of each arm: in how many seeds it got there, and its costs, means over these."""
+    """Cells of each arm: in how many seeds it got there, and its costs, means over those that did not start there."""
     shapes: tuple[tuple[str, Callable[[float], str]], ...] = (
         ("step", lambda v: f"{v:.0f}"),
         ("rollouts", lambda v: f"{v:,.0f}"),
@@ -183,4 +203,5 @@ def target_rows(target: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     )
     for arm, told in target["reached"].items():
         cells = [NONE if told[key] is None else shape(told[key]) for key, shape in shapes]
-        yield name_of(arm), [f"{told['seeds']} of {told['of']}", *cells]
+        begun = f", {told['at_start']} from the start" if told["at_start"] else ""
+        yield name_of(arm), [f"{told['seeds']} of {told['of']}{begun}", *cells]

@@ -22,7 +22,7 @@ METRICS = {
 COSTLY = 1.05
 """Times the rollouts or operations of the leanest arm from which on a budget is called another one."""
 UNSTEADY = 10.0
-"""Largest importance ratio from which on it is remarked on."""
+"""Largest importance ratio of all iterations from which on it is remarked on."""
 
 
 def name_of(system: str) -> str:
@@ -67,6 +67,7 @@ def verdict(summary: Summary) -> list[tuple[int, str]]:
     if not arms:
         return [(0, f"No {kind_of(summary)} has been trained yet besides the start and its control.")]
     return [
+        *_fewer(summary),
         _best(summary, arms),
         *_against(summary, arms, START),
         *_against(summary, arms, CONTROL),
@@ -74,6 +75,22 @@ def verdict(summary: Summary) -> list[tuple[int, str]]:
         *_cost(summary, arms),
         (0, _confidence(summary)),
     ]
+
+
+def _fewer(summary: Summary) -> list[tuple[int, str]]:
+    """Which systems lack seeds, so that the others' are not counted either."""
+    if not summary["fewer"]:
+        return []
+    each = "; ".join(
+        f"{name_of(name)} lacks {_numbers(seeds)}"
+        + ("" if name in summary["objectives"] else " and has none in common with the others, so it is left out")
+        for name, seeds in summary["fewer"].items()
+    )
+    return [(-1, f"Only what all have is compared, {_numbers(summary['seeds'])}: {each}.")]
+
+
+def _numbers(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _best(summary: Summary, arms: Sequence[str]) -> tuple[int, str]:
@@ -159,7 +176,8 @@ def _cost(summary: Summary, arms: Sequence[str]) -> list[tuple[int, str]]:
     unequal = [arm for arm in arms if _budget(summary, arm) > COSTLY]
     if unequal:
         each = ", ".join(f"{arm} {_budget(summary, arm):.2f} times" for arm in unequal)
-        said.append((-1, f"Not at an equal budget: {each} the rollouts of the leanest, because groups were refilled."))
+        why = "because groups were refilled, or more was drawn than is learned from"
+        said.append((-1, f"Not at an equal budget: {each} the rollouts of the leanest, {why}."))
     apart = [arm for arm in arms if not summary["contexts_equal"].get(arm, True)]
     if apart:
         said.append(
@@ -214,7 +232,7 @@ def _behaviour(summary: Summary, arm: str) -> list[str]:
         text = f"its reward rises by {reward['mean']:.3f} while validation NDCG@10 falls by {-ndcg['mean']:.3f}"
         said.append(text + (f"; the audit warned in {hacking['warned']} seed(s)" if hacking["warned"] else ""))
     for key, text, least in (
-        ("illegal_mass", "probability on SIDs that do not exist, without the trie", 0.1),
+        ("illegal_mass", "probability that leaves the catalogue along the target's codes, without the trie", 0.1),
         ("har", "share of candidates without the trie that do not exist", 0.05),
     ):
         if figures[key] is not None and start[key] is not None and figures[key] - start[key] > least:
@@ -224,7 +242,7 @@ def _behaviour(summary: Summary, arm: str) -> list[str]:
         if before and now is not None and now < 0.8 * before:
             said.append(f"{text} falls from {before:.3f} to {now:.3f}")
     if figures["ratio_max"] is not None and figures["ratio_max"] > UNSTEADY:
-        said.append(f"largest importance ratios of {figures['ratio_max']:.0f} at the end")
+        said.append(f"importance ratios of up to {figures['ratio_max']:.0f}")
     if figures["refused"]:
         said.append(f"{figures['refused']:.0f} updates were refused because they were not finite")
     return said

@@ -2,10 +2,12 @@
 
 A claim is a function from one stored summary to an outcome with its figure and interval; it is asked of every data set
 that has a result. "Reproduced" needs a test or an interval that shows it: a difference in the right direction that is
-not shown is not reproduced, and the outcome says so. Accuracy is NDCG@10 throughout, which every summary tests. Left
-out: running anything (``sidgym bench``), and the tables (``results_page``).
+not shown is not reproduced, and the outcome says so. Accuracy is NDCG@10 throughout, which every summary tests. A
+reward that what users truly prefer rises with is not gamed, whatever happens to the log's accuracy: where the truth is
+known it has to fall, too. Left out: running anything (``sidgym bench``), and the tables (``results_page``).
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,13 @@ Summary = Mapping[str, Any]
 
 REPRODUCED, NOT, UNTESTABLE = "reproduced", "not reproduced", "not testable here"
 ACCURACY = "ndcg@10"
+TRUTH = "preference@10"
+"""What users truly prefer, known in the simulated store alone."""
+STOPPED = 0.1
+"""Share of the harm done without the gate that may be left with it, by the end of the interval, where it is stopped."""
+RATIOS = ("grpo", "dr_grpo", "dapo", "gspo", "rloo", "ecpo")
+"""Objectives whose gradients GBPO's are compared with: those with an importance ratio, and with nothing else in the
+loss."""
 
 
 @dataclass(frozen=True)
@@ -63,38 +72,62 @@ def collaborative_is_gamed(summary: Summary) -> Outcome:
 
 
 def gate_stops_gaming(summary: Summary) -> Outcome:
-    """Without the gate the reward is gamed; with it accuracy is above that, and not below SFT's."""
+    """Without the gate the reward is gamed; with it what fell is shown to be above that, and at most a tenth of the
+    harm is left by the interval of its difference to SFT."""
     open_gate = _gamed(summary, "ungated")
-    guarded, kept = pair_of(summary, "gated", "ungated", ACCURACY), pair_of(summary, "gated", "sft", ACCURACY)
-    if open_gate.status == UNTESTABLE or guarded is None or kept is None:
+    metrics = [metric for metric in (ACCURACY, TRUTH) if pair_of(summary, "ungated", "sft", metric)]
+    told = {metric: _guard(summary, metric) for metric in metrics}
+    if open_gate.status == UNTESTABLE or not told or None in told.values():
         return _missing("gated and ungated preference")
-    figure = f"{_pair(guarded)}; {_pair(kept)}; without the gate: {open_gate.figure}"
+    figures = [one for one in told.values() if one]
+    figure = "; ".join(text for _, text, _ in figures)
+    hits = difference(summary["by_seed"], "gated", "ungated", "hr@50")
+    figure += f"; HR@50 of gated − ungated over seeds {_signed(hits)}" if hits else ""
+    figure += f"; without the gate: {open_gate.figure}"
     if open_gate.status == NOT:
-        return Outcome(NOT, f"nothing to stop, the ungated reward is not shown to be gamed: {figure}", _ends(guarded))
-    stopped = shown(guarded) > 0 and shown(kept) >= 0
-    return Outcome(REPRODUCED if stopped else NOT, figure, _ends(guarded))
+        return Outcome(NOT, f"nothing to stop, the ungated reward is not shown to be gamed: {figure}", figures[0][2])
+    return Outcome(REPRODUCED if all(stopped for stopped, _, _ in figures) else NOT, figure, figures[0][2])
+
+
+def _guard(summary: Summary, metric: str) -> tuple[bool, str, tuple[float, float]] | None:
+    """Whether the gate keeps a metric from falling, in words, and the interval of gated minus ungated."""
+    guarded, kept, harm = (
+        pair_of(summary, a, b, metric) for a, b in (("gated", "ungated"), ("gated", "sft"), ("ungated", "sft"))
+    )
+    if guarded is None or kept is None or harm is None:
+        return None
+    margin = STOPPED * max(0.0, -harm["mean"])
+    stopped = shown(guarded) > 0 and kept["low"] > -margin
+    text = f"{_pair(guarded)}; {_pair(kept)}, stopped if above {_minus(f'{-margin:.4f}')}"
+    return stopped, text, _ends(guarded)
 
 
 def grpo_sr_stays_legal(summary: Summary) -> Outcome:
-    """GRPO-SR ends with less HaR than GRPO."""
-    told = difference(summary["by_seed"], "grpo_sr", "grpo", "har")
+    """GRPO-SR ends with less HaR than GRPO, both over the whole vocabulary: over the trie neither has a gradient at
+    what is not allowed."""
+    found = summary["by_seed"]
+    told, start = (difference(found, "vocab_sr", other, "har") for other in ("vocab", "sft"))
     if told is None:
-        return _missing("GRPO-SR and GRPO")
-    ours = {name: alone(summary["by_seed"], name, "har") for name in ("sft", "grpo", "grpo_sr")}
+        return _missing("GRPO-SR and GRPO over the whole vocabulary")
+    ours = {name: alone(found, name, "har") for name in ("sft", "vocab", "vocab_sr", "trie", "trie_sr")}
     levels = ", ".join(f"{name} {one['mean']:.2%}" for name, one in ours.items() if one)
-    return _by_seeds(told, f"HaR of grpo_sr − grpo {_signed(told)} ({levels})", below=True)
+    figure = f"HaR of vocab_sr − vocab {_signed(told)}"
+    figure += f"; vocab_sr − sft {_signed(start)}" if start else ""
+    return _by_seeds(told, f"{figure} ({levels})", below=True)
 
 
 def gbpo_is_steadiest(summary: Summary) -> Outcome:
-    """GBPO's gradient norms vary least, relative to their mean, of all objectives."""
-    found = summary["by_seed"]
-    others = [name for name in summary["objectives"] if name not in ("sft", "nll_only", "gbpo")]
+    """GBPO's gradient norms vary least, relative to their mean, of all objectives with an importance ratio."""
+    found, settings = summary["by_seed"], summary.get("settings") or {}
+    objective = {name: (settings.get(name) or {}).get("objective", name) for name in summary["objectives"]}
+    others = [name for name, one in objective.items() if one in RATIOS]
     told = {name: one for name in others if (one := difference(found, "gbpo", name, "grad_norm_cv"))}
     if not told:
-        return _missing("GBPO and another objective")
-    worst = max(told, key=lambda name: told[name]["high"])
+        return _missing("GBPO and another objective with an importance ratio")
+    worst = max(told.values(), key=lambda one: one["high"])
     figure = "; ".join(f"gbpo − {name} {_signed(one)}" for name, one in told.items())
-    return _by_seeds(told[worst], f"spread of the gradient norm over its mean: {figure}", below=True)
+    fewest = {"seeds": min(one["seeds"] for one in told.values())}  # a single seed has no interval, and shows nothing
+    return _by_seeds({**worst, **fewest}, f"spread of the gradient norm over its mean: {figure}", below=True)
 
 
 def larger_have_lower_loss(summary: Summary) -> Outcome:
@@ -112,12 +145,12 @@ def larger_have_lower_loss(summary: Summary) -> Outcome:
 
 
 def rl_alone_transfers(summary: Summary) -> Outcome:
-    """RL alone on one catalogue is above its own start on another; SFT's transfer beside it."""
-    pair, beside = (pair_of(summary, "rl_only", other, ACCURACY) for other in ("untrained", "sft"))
-    told = _above(pair, "RL alone and its start")
-    if told.status == UNTESTABLE or beside is None:
+    """RL alone on one catalogue is above its own start on another; beside it SFT's transfer, and SFT on the other."""
+    told = _above(pair_of(summary, "rl_only", "untrained", ACCURACY), "RL alone and its start")
+    if told.status == UNTESTABLE:
         return told
-    return Outcome(told.status, f"{told.figure}; {_pair(beside)}", told.interval)
+    beside = [pair for other in ("sft", "inside") if (pair := pair_of(summary, "rl_only", other, ACCURACY))]
+    return Outcome(told.status, "; ".join([told.figure, *map(_pair, beside)]), told.interval)
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -128,14 +161,18 @@ CLAIMS: tuple[Claim, ...] = (
         collaborative_is_gamed,
     ),
     Claim(
-        "the gate stops reward hacking", "GenRec table 3", "HR@50 .7438, without the gate .7016", "rewards",
+        "the gate stops reward hacking", "GenRec table 3", "GRPO: HR@50 .7248, without the gate .6975", "rewards",
         gate_stops_gaming,
     ),
-    Claim("GRPO-SR keeps HaR down", "GenRec table 3", "GRPO 6.03 %, GRPO-SR 2.68 %", "variants", grpo_sr_stays_legal),
+    Claim(
+        "GRPO-SR keeps HaR down", "GenRec table 3", "SFT 4.96 %, GRPO 6.03 %, GRPO-SR 2.68 %", "normalise",
+        grpo_sr_stays_legal,
+    ),
     Claim("GBPO's gradients are the steadiest", "OneRec-V2", "a figure without numbers", "variants", gbpo_is_steadiest),
     Claim("larger models have lower loss", "MiniOneRec §5", "0.5B to 7B", "scaling", larger_have_lower_loss),
     Claim(
-        "RL alone transfers to a new catalogue", "MiniOneRec §5", "HR@10 .0892, NDCG@10 .0553", "transfer",
+        "RL alone transfers to a new catalogue", "MiniOneRec §5",
+        "NDCG@10 .0553 from a pretrained start's .0373; GRU4Rec trained inside .0669", "transfer",
         rl_alone_transfers,
     ),
 )  # fmt: skip
@@ -181,14 +218,20 @@ def claims_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _gamed(summary: Summary, arm: str) -> Outcome:
-    """Whether an arm's own reward rises, by an interval over seeds, while accuracy is shown to be below SFT's."""
+    """Whether an arm's own reward rises, by an interval over seeds, while accuracy is shown to be below SFT's, and so
+    is the truth where it is known: a right reward, too, may leave what the log says."""
     gain, pair = alone(summary["by_seed"], arm, "reward_gain"), pair_of(summary, arm, "sft", ACCURACY)
+    truth = pair_of(summary, arm, "sft", TRUTH)
     if gain is None or pair is None:
         return _missing(f"{arm} and SFT")
-    figure = f"{_pair(pair)}; its own reward {_signed(gain)}"
+    figure = "; ".join([_pair(pair), *([_pair(truth)] if truth else []), f"its own reward {_signed(gain)}"])
     if gain["seeds"] < 2:
         return Outcome(UNTESTABLE, f"one seed says nothing of another training: {figure}", _ends(pair))
-    return Outcome(REPRODUCED if gain["low"] > 0 and shown(pair) < 0 else NOT, figure, _ends(pair))
+    if gain["low"] <= 0 or shown(pair) >= 0:
+        return Outcome(NOT, figure, _ends(pair))
+    if truth and shown(truth) >= 0:
+        return Outcome(NOT, f"what users truly prefer is not shown to have fallen: {figure}", _ends(pair))
+    return Outcome(REPRODUCED, figure, _ends(pair))
 
 
 def _above(pair: Mapping[str, Any] | None, what: str) -> Outcome:
@@ -218,9 +261,9 @@ def _signed(told: Mapping[str, Any]) -> str:
 
 
 def _pair(pair: Mapping[str, Any]) -> str:
-    metric = {"ndcg@10": "NDCG@10"}.get(pair["metric"], pair["metric"])
+    metric = {ACCURACY: "NDCG@10", TRUTH: "true preference of the top 10"}.get(pair["metric"], pair["metric"])
     return f"{metric} of {pair['a']} − {pair['b']} {_signed(pair)}, p {p_value(pair['p_holm'])}"
 
 
 def _minus(text: str) -> str:
-    return text.replace("+-", "−").replace(" -", " −").replace("[-", "[−")
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text)

@@ -103,9 +103,11 @@ def over_users(values: Seeds, same_users: bool, resamples: int, seed: int) -> di
     parts = _checked(values, same_users)
     if same_users:
         return bootstrap_mean(np.mean(parts, axis=0), resamples, seed)
-    count = sum(map(len, parts))
-    weighted = [part * (count / len(parts) / len(part)) for part in parts]  # so that every seed counts the same
-    return bootstrap_mean(np.concatenate(weighted), resamples, seed)
+    count, mean = sum(map(len, parts)), mean_of(values)
+    # What differs between seeds is no spread of users; weighted, so that every seed counts the same.
+    apart = [(part - part.mean()) * (count / len(parts) / len(part)) for part in parts]
+    told = bootstrap_mean(np.concatenate(apart), resamples, seed)
+    return {"mean": mean, "low": mean + told["low"], "high": mean + told["high"]}
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, float]:
@@ -116,16 +118,19 @@ def over_seeds(values: Sequence[float]) -> dict[str, float]:
 
 
 def compare(
-    systems: Mapping[str, Seeds], metric: str, same_users: bool = False, resamples: int = 2000
+    systems: Mapping[str, Seeds], metric: str, same_users: bool = False, resamples: int = 2000, against: str = ""
 ) -> list[dict[str, Any]]:
     """Every pair of ``systems`` on one metric, over the seeds that both have; the pairs are one family for Holm.
+
+    With ``against`` only the pairs of that system, ``a`` in all of them.
 
     A pair is ``{"a", "b", "metric", "mean", "low", "high", "users": {"low", "high"}, "seeds": {seed: mean}, "p",
     "p_holm"}``, the difference being a minus b: ``low`` and ``high`` over users and seeds, ``users`` by paired
     bootstrap over users alone. Pairs without a seed in common are left out.
     """
     pairs: list[dict[str, Any]] = []
-    for a, b in combinations(systems, 2):
+    chosen = [(against, b) for b in systems if b != against] if against else combinations(systems, 2)
+    for a, b in chosen:
         shared = sorted(set(systems[a]) & set(systems[b]))
         if not shared:
             continue

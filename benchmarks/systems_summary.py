@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sidgym.benchmarks.arms_seeds import by_seed
-from sidgym.benchmarks.arms_summary import Trial
+from sidgym.benchmarks.arms_summary import Trial, count_users
 from sidgym.benchmarks.arms_tables import grid
 from sidgym.benchmarks.arms_words import metric_name, p_value
 from sidgym.benchmarks.comparisons import compare, interval, mean_of, shown
@@ -53,7 +53,6 @@ def summarise_systems(
         seconds = [t.cost["seconds"] for t in own[name] if t.cost.get("seconds") is not None]
         whole = {"seconds": sum(seconds) / len(seconds) if seconds else None}  # type: ignore[arg-type]
         systems[name] = {"seeds": [trial.seed for trial in own[name]], **figures, **whole}
-    first = own[compared[0]]
     pairs = []
     for metric in tested:
         known = {name: values[metric][name] for name in compared if values[metric][name]}
@@ -61,7 +60,7 @@ def summarise_systems(
     return {
         "schema_version": SCHEMA_VERSION,
         "seeds": sorted({trial.seed for trial in trials}),
-        "n_users": sum(len(next(iter(trial.per_user.values()))) for trial in first),
+        "n_users": count_users(own[compared[0]], same_users),
         "same_users": same_users,
         "systems": systems,
         "references": {

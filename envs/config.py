@@ -64,7 +64,9 @@ class EvalConfig:
     beam: int = 50
     """Beam width of the evaluation; at least the largest k."""
     ks: tuple[int, ...] = (1, 5, 10, 50)
-    """Cut-offs of HR and NDCG."""
+    """Cut-offs of HR and NDCG, and of further metrics."""
+    metrics: tuple[str, ...] = ()
+    """Metrics beside HR and NDCG: names in METRICS such as mrr, or package.module:name."""
     max_users: int = 0
     """Evaluate on the first so many test contexts; 0 takes all."""
     bootstrap: int = 2000

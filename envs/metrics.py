@@ -105,12 +105,16 @@ def rank_metrics(
     """Every metric at every cut-off, ``{"hr@10": (B,) ...}``.
 
     ``items`` (B, K, C) or (B, K): groups in the order of their rank, PAD_ITEM where there is none. Raises
-    ``ValueError`` for scores in place of items, cut-offs below 1, a target that is no item, or a metric that yields a
-    NaN.
+    ``ValueError`` for scores in place of items, cut-offs below 1, a target that is no item, a metric that yields a NaN,
+    or two metrics of one name.
     """
     if any(k < 1 for k in ks):
         raise ValueError(f"cut-offs should be at least 1, got {tuple(ks)}")
     items = _checked(items)
+    short = [name.rpartition(":")[2] for name in metrics]
+    twice = sorted({name for name in short if short.count(name) > 1})
+    if twice:
+        raise ValueError(f"expected metrics of different names, got {list(metrics)}: {', '.join(twice)} would be lost")
     values = {}
     for name in metrics:
         metric = resolve("metric", name, METRICS)

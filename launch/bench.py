@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sidgym.launch.bench_sets import SETS, apart_of, with_set
+from sidgym.launch.bench_sets import SETS, apart_of, notes_of, with_set
+from sidgym.launch.schema import ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from sidgym.launch.bench_runs import Bench
@@ -137,15 +138,17 @@ def make_bench(name: str, options: argparse.Namespace, rest: Sequence[str], give
     own = () if chosen is None else chosen.quick if options.preset == "quick" else chosen.full
     settings = [*preset.options, *own, *rest]
     config = load_config(source, settings, prog=f"sidgym bench {name}")
+    rated = source == Path(preset.config)
     told: dict[str, Any] = {"preset": options.preset}
     if chosen is None:
         config = with_arms(config, options.objectives, settings)
     else:
-        config = with_set(config, chosen, options.arms)
+        config = with_set(config, chosen, options.arms, settings, rated)
         told |= {"kind": chosen.kind}
+    check_metric(options.metric, config)
     out = options.out or Path(config.out) / f"bench-{name}-{options.preset}"
     return Bench(
-        config=replace(config, out=str(out.parent), name=out.name),
+        config=replace(cut_once(config), out=str(out.parent), name=out.name),
         seeds=options.seeds or preset.seeds,
         title=chosen.title if chosen else "Policy-gradient variants",
         command=shlex.join(["sidgym", "bench", *_without_out(given)]),
@@ -153,11 +156,32 @@ def make_bench(name: str, options: argparse.Namespace, rest: Sequence[str], give
         target=options.target_ndcg,
         ray=options.ray,
         told=told,
-        notes=tuple(chosen.notes) if chosen else (),
+        notes=notes_of(config, chosen, rated) if chosen else (),
         name=name,
         apart=apart_of(config, chosen) if chosen else {},
-        own_rewards=name == "rewards",
     )
+
+
+def check_metric(metric: str, config: RunConfig) -> None:
+    """Raises ``ConfigError`` where what decides ("": what decides by default) will not be measured."""
+    names = ("ndcg", "hr", *(name.rpartition(":")[2] for name in config.eval.metrics))
+    known = [f"{name}@{k}" for k in config.eval.ks for name in names] + ["popular@10", "tail@10", "div"]
+    if config.data.name == "simulator" or ":" in config.data.name:  # one of the user's own may know the truth, too
+        known = ["preference@10", "preference@1", *known]
+    wanted = metric or ("ndcg@10" if "preference@10" not in known else "preference@10")
+    if wanted not in known:
+        raise ConfigError(f"--metric: expected one of {', '.join(known)} with these eval.ks and data, got {wanted!r}")
+
+
+def cut_once(config: RunConfig) -> RunConfig:
+    """``config`` with one split of a log for all seeds, so that they judge the same users.
+
+    Users of a log dealt anew with each seed would be neither the same nor independent. A simulated store is another one
+    with each seed whatever its split.
+    """
+    if config.data.name == "simulator" or config.data.split != "by_user" or config.split_seed != "seed":
+        return config
+    return replace(config, split_seed=config.seed)
 
 
 def _without_out(given: Sequence[str]) -> list[str]:

@@ -8,12 +8,13 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from sidgym.agents.config import RlConfig
+from sidgym.agents.objectives import OBJECTIVES
 from sidgym.agents.recipes import completed, recipe_of
 from sidgym.benchmarks.arms_summary import CONTROL, START
 from sidgym.launch.schema import TAKEN, ConfigError, RunConfig, validate
 
 KEPT = ("objective", "rewards", "checkpoint_every", "env_runners")
-"""Settings that are no difference between arms worth telling: the objective has a name, rewards are told once."""
+"""Settings that are told otherwise (objective, rewards), or change no result."""
 
 
 def with_arms(config: RunConfig, objectives: Sequence[str], options: Sequence[str] = ()) -> RunConfig:
@@ -28,29 +29,34 @@ def with_arms(config: RunConfig, objectives: Sequence[str], options: Sequence[st
     """
     arms: dict[str, RlConfig] = {}
     for text in dict.fromkeys(objectives):
-        name = arm_name(text, arms)
         if text in ("nll", CONTROL, START):
             continue  # always there
-        arms[name] = _arm(config, text, options)
+        name = arm_name(text, {*arms, *config.arms, *OBJECTIVES, CONTROL})
+        if name in arms:
+            raise ConfigError(f"--objectives: {text} would go by the name {name!r}, as another one does; rename one")
+        arms[name] = arm_of(config, text, options)
     if not arms:
         raise ConfigError("--objectives: expected at least one besides the control 'nll', such as grpo ecpo")
-    arms[CONTROL] = _control(config)
+    arms[CONTROL] = control_arm(config)
     chosen = replace(config, arms=arms)
     validate(chosen, "bench")
     return chosen
 
 
 def arm_name(text: str, others: Collection[str] = ()) -> str:
-    """What an objective's arm, folder and table row are called: without the module where that is not ambiguous."""
+    """What an objective's arm, folder and table row are called: without its module where none of ``others`` is called
+    so."""
     module, _, name = text.rpartition(":")
     if module and (name in others or name in TAKEN):
         name = f"{module.replace('.', '-')}-{name}"
-    if name in TAKEN - {START}:
+    if name in TAKEN:
         raise ConfigError(f"--objectives: {name!r} is the name of another system in the tables; call yours otherwise")
     return name
 
 
-def _arm(config: RunConfig, text: str, options: Sequence[str]) -> RlConfig:
+def arm_of(config: RunConfig, text: str, options: Sequence[str]) -> RlConfig:
+    """The settings of an objective's or a configured arm's own, with what ``options`` say of ``rl``: see
+    ``with_arms``."""
     if text in config.arms:
         rl = config.arms[text]
     elif text == config.rl.objective:
@@ -72,7 +78,7 @@ def _named(options: Sequence[str], prefix: str) -> list[str]:
     return [bare for name in names if (bare := name if name in known else name.removeprefix("no_")) in known]
 
 
-def _control(config: RunConfig) -> RlConfig:
+def control_arm(config: RunConfig) -> RlConfig:
     """The configuration's own likelihood-only arm, else one with the settings of ``rl``."""
     for name in (CONTROL, "nll"):
         if name in config.arms:
@@ -83,6 +89,16 @@ def _control(config: RunConfig) -> RlConfig:
 def settings_of(rl: RlConfig) -> dict[str, Any]:
     """An arm's settings as JSON values, empty ones replaced by what they stand for."""
     return {"objective": rl.objective} | {key: v for key, v in asdict(completed(rl)).items() if key not in KEPT}
+
+
+def rewards_of(terms: Sequence[Mapping[str, Any]]) -> str:
+    """A reward's terms (``RewardConfig`` as JSON values) in words, such as ``rule + 0.5 rank (k=5)``; "" for none."""
+    said = []
+    for term in terms:
+        weight = "" if term["weight"] == 1 else f"{term['weight']:g} "
+        args = ", ".join(f"{key}={value}" for key, value in term["args"].items())
+        said.append(f"{weight}{term['name']}" + (f" ({args})" if args else ""))
+    return " + ".join(said)
 
 
 def differences(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sidgym.benchmarks.arms_summary import CONTROL, START
 from sidgym.benchmarks.arms_words import arms_of, metric_name, name_of, pair_of
+from sidgym.benchmarks.comparisons import shown
 from sidgym.launch.charts import Style, band_chart, interval_chart, path_chart
 from sidgym.launch.report_figures import line_swatch
 
@@ -31,7 +32,7 @@ PANELS = (
     ("eval/ndcg@10", "Validation NDCG@10", "NDCG@10", False),
     ("eval/reward", "Validation reward", "of the top 10", False),
     ("reward", "Reward in training", "mean of a candidate", False),
-    ("entropy", "Entropy", "nats a code", True),
+    ("entropy", "Entropy", "nats a SID", True),
     ("kl/k2", "Distance from SFT", "KL (k2), nats a code", True),
     ("grad_norm", "Gradient norm", "before clipping", True),
     ("trie/legal_mass", "Legal mass", "share, without the trie", True),
@@ -70,7 +71,11 @@ def pair_section(summary: Summary, style: Mapping[str, Style]) -> str:
         for other in (START, CONTROL):
             rows = [*arms_of(summary), *([CONTROL] if other == START else [])]
             found = {name: pair_of(summary, name, other, metric) for name in rows}
-            drawn = [(name_of(n), {**p, "inner": p["users"]}, style[n].colour) for n, p in found.items() if p]
+            drawn = [
+                (name_of(n), {**p, "inner": p["users"], "shown": shown(p) != 0}, style[n].colour)
+                for n, p in found.items()
+                if p
+            ]
             if drawn:
                 svg = interval_chart(f"pair-{metric.replace('@', '-')}-{other}", drawn, f"difference in {metric}")
                 figures.append(figure(f"{metric_name(metric)}, minus {name_of(other)}", svg))
@@ -78,8 +83,8 @@ def pair_section(summary: Summary, style: Mapping[str, Style]) -> str:
         return ""
     return (
         '<h2>Differences, paired by user</h2>\n<p class="soft">Mean difference over the same users. Thick: 95 % paired '
-        "bootstrap interval over users, for these very trainings. Thin: 95 % interval over users and seeds, which the "
-        "p-values go by. A hollow dot: the thin interval reaches zero.</p>\n"
+        "bootstrap interval over users, for these very trainings. Thin: 95 % interval over users and seeds, not "
+        "corrected for the number of pairs. A full dot: shown to differ after Holm's correction. Hollow: not.</p>\n"
         f'<div class="charts">{"".join(figures)}</div>'
     )
 
@@ -131,7 +136,10 @@ def _path(reward: Sequence[Sequence[float]], ndcg: Sequence[Sequence[float]]) ->
 def cost_section(summary: Summary, style: Mapping[str, Style]) -> str:
     """What was validated against what had been spent by then: rollouts and estimated operations."""
     figures = []
-    for key, unit in (("eval/reward", "validation reward"), ("eval/ndcg@10", "validation NDCG@10")):
+    keys = {"eval/reward": "validation reward", "eval/ndcg@10": "validation NDCG@10"}
+    if summary.get("own_rewards"):  # on scales of their own
+        keys.pop("eval/reward")
+    for key, unit in keys.items():
         for cost, axis in (("rollouts", "rollouts"), ("flops", "estimated operations")):
             lines = _by_cost(summary, key, cost)
             if not lines:

@@ -5,7 +5,7 @@ one can be shown again. Left out: charts (``bench_figures``), words and Markdown
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from sidgym.benchmarks.arms_tables import (
     BEHAVIOUR,
     BUDGET,
     NONE,
-    RESULTS,
     Column,
     meanings,
+    missing,
     present,
+    result_columns,
     spent,
     systems_of,
     target_rows,
@@ -85,7 +86,7 @@ def _named(system: str, style: Mapping[str, Style]) -> str:
 
 def _headline(summary: Summary) -> str:
     marks = {1: ' class="up"', -1: ' class="down"', 0: ""}
-    sentences = [*summary["verdict"], *((-1, f"Missing: {text} could not be trained.") for text in summary["failed"])]
+    sentences = [*summary["verdict"], *((-1, text) for text in missing(summary))]
     items = "".join(f"<li{marks[sign]}>{escape(text)}</li>" for sign, text in sentences)
     lead = (
         f"{len(arms_of(summary))} arms (each another {kind_of(summary)}) and the likelihood-only control from the same "
@@ -109,7 +110,7 @@ def _cells(columns: Sequence[Column], figures: Mapping[str, Any]) -> list[str]:
 
 def _results(summary: Summary, style: Mapping[str, Style]) -> str:
     rows = {name: summary["objectives"][name] for name in systems_of(summary)}
-    kept = present(RESULTS, rows)
+    kept = present(result_columns(summary), rows)
     body = [(_named(name, style), _cells(kept, figures)) for name, figures in rows.items()]
     body += [(escape(name), _cells(kept, figures)) for name, figures in summary["references"].items()]
     return f"<h2>Results on the test users</h2>\n{table([c.head for c in kept], body)}\n" + _soft(
@@ -232,7 +233,8 @@ def _configuration(summary: Summary) -> str:
 def console_table(summary: Summary) -> Table:
     """The main figures for the terminal."""
     rows = {name: summary["objectives"][name] for name in systems_of(summary)}
-    kept: Iterable[Column] = [c for c in present(RESULTS, rows) if c.key not in ("hr@10", "entropy", "kl")]
+    narrow = {"hr@10", "entropy", "kl"} - {summary["metric"]}
+    kept = [column for column in present(result_columns(summary), rows) if column.key not in narrow]
     shown_table = Table(title=Text(f"{summary['title']}, seeds {summary['seeds']}"), box=box.SIMPLE)
     shown_table.add_column("", no_wrap=True)
     for column in kept:

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import sidgym
 from sidgym.benchmarks.arms_seeds import by_seed
 from sidgym.benchmarks.arms_summary import START, TESTED, summarise_arms
@@ -25,11 +27,20 @@ from sidgym.benchmarks.arms_words import failures, verdict
 from sidgym.launch.bench_arms import differences
 from sidgym.launch.bench_report import write_report
 from sidgym.launch.bench_table import TrialTable
-from sidgym.launch.bench_trials import append_line, bands_of, line_of, newest, read_lines, read_trial, systems_in
+from sidgym.launch.bench_trials import (
+    bands_of,
+    keep_line,
+    line_of,
+    newest,
+    read_lines,
+    read_trial,
+    settings_in,
+    systems_in,
+)
 from sidgym.launch.config import to_toml
 from sidgym.launch.evaluation import test_contexts
 from sidgym.launch.jobs import Job, run_jobs
-from sidgym.launch.pipeline import Plan, build_stage, check_names, make_plan, trained_settings
+from sidgym.launch.pipeline import Plan, build_stage, check_names, code_fingerprint, make_plan, trained_settings
 from sidgym.launch.schema import PreferenceConfig, RunConfig
 from sidgym.launch.stages import Stage, content_hash, environment_record
 
@@ -52,7 +63,6 @@ class Bench:
     told: dict[str, Any] = field(default_factory=dict)  # what else the summary says of the command
     name: str = "variants"
     apart: Mapping[str, PreferenceConfig] = field(default_factory=dict)  # arms with a preference model of their own
-    own_rewards: bool = False  # whether each arm is validated by a reward of its own
 
     def run_of(self, run: RunConfig, arm: str) -> RunConfig:
         """The run of a seed that an arm is trained in: ``run``, or one beside it with another preference model."""
@@ -129,14 +139,16 @@ def build(config: RunConfig, stages: Sequence[Stage], on_progress: Any = None) -
 
 
 def setting_of(config: RunConfig) -> str:
-    """Hash of all that trials must have in common to be compared: data, codes, start, judges and ``rl``'s settings;
-    neither seed nor arms."""
+    """Hash of all that trials must have in common to be compared: data, codes, start, judges, and ``rl``'s settings
+    with the code of components of one's own that these name; neither seed nor arms."""
     stages = make_plan(config).stages
-    shared = {
+    shared: dict[str, Any] = {
         name: {key: value for key, value in stages[name].inputs.items() if key not in ("seed", "needs")}
         for name in ("data", "sid", "sft", "preference")
         if name in stages
     }
+    if code := code_fingerprint(asdict(config.rl)):
+        shared["code"] = code
     return content_hash({**shared, "eval": asdict(config.eval), "rl": trained_settings(config.rl)})
 
 
@@ -151,7 +163,9 @@ def run_bench(bench: Bench) -> dict[str, Any]:
     share_stages(bench)
     setting = setting_of(bench.config)
     failed: Exception | None = None
-    plan = rounds(bench)
+    # Ray's nodes work in folders of their own.
+    there = replace(bench.config, out=str(Path(bench.config.out).resolve()))
+    plan = rounds(replace(bench, config=there) if bench.ray else bench)
     with TrialTable(plan[-1], bench.title) as table:
         for number, steps in enumerate(plan):
             try:
@@ -160,7 +174,7 @@ def run_bench(bench: Bench) -> dict[str, Any]:
                 if not any(step.done for step in plan[-1] if step.system == START):
                     raise
                 failed = error
-    summary = write_results(bench, setting)
+    summary = write_results(bench, setting, [step for step in plan[-1] if not step.done])
     if failed is not None:
         raise failed
     return summary
@@ -168,15 +182,13 @@ def run_bench(bench: Bench) -> dict[str, Any]:
 
 def _run_round(bench: Bench, setting: str, steps: Sequence[Step], table: TrialTable, last: bool) -> None:
     """Builds a round's steps side by side. In the last one a trial's line is written as soon as it is evaluated."""
-    written = {(line["system"], line["seed"], line["key"]) for line in read_lines(bench.config.directory)}
 
     def ended(step: Step) -> str:
         """Writes the lines of a trial; its main figures in words."""
         told = ""
         for system in (step.system, *(systems_in(step.config.directory) if step.system == START else ())):
             line = line_of(step.config.directory, system, step.seed, setting, bench.config.arms.get(system))
-            if (system, step.seed, line["key"]) not in written:
-                append_line(bench.config.directory, line)
+            keep_line(bench.config.directory, line)
             if system == step.system:
                 known = [name for name in TESTED if name in line["figures"]]
                 told = ", ".join(f"{name} {line['figures'][name]:.4f}" for name in known)
@@ -197,25 +209,28 @@ def _run_round(bench: Bench, setting: str, steps: Sequence[Step], table: TrialTa
         run_jobs(jobs, bench.config.workers, display)
 
 
-def write_results(bench: Bench, setting: str) -> dict[str, Any]:
+def write_results(bench: Bench, setting: str, unfinished: Sequence[Step] = ()) -> dict[str, Any]:
     """``summary.json``, ``report.md`` and ``report.html`` from all trials of the setting that stand in the folder."""
     folder = bench.config.directory
-    lines = newest(read_lines(folder), folder, setting)
+    lines, notes = newest(read_lines(folder), folder, setting)
     runs = {line["seed"]: folder / line["run"] for line in lines}
-    bands, notes, same_users = {}, [], False
+    bands, users, simulated = {}, [], False
+    about: tuple[str, ...] = ()
     for seed, run in runs.items():
         dataset, episodes = test_contexts(replace(bench.config, out=str(folder), name=run.name))
         bands[seed] = bands_of(episodes, run)
-        # A simulated store is another one with each seed; a real log cut without chance has the same test users.
-        same_users = dataset.truth is None and bench.config.data.split in ("leave_one_out", "chronological")
-        notes = list(dataset.notes)
+        users.append(episodes.user)
+        simulated, about = dataset.truth is not None, dataset.notes
+    # A simulated store is another one with each seed, also where its users have the same numbers.
+    same_users = not simulated and all(np.array_equal(one, users[0]) for one in users)
     trials = [read_trial(folder, line, bands[line["seed"]]) for line in lines]
     found = summarise_arms(trials, bench.metric, bench.target, same_users, bench.config.eval.bootstrap)
-    if bench.own_rewards:  # on scales of their own: no reward is a target for all, and the start has none
+    settings = {line["system"]: settings_in(folder, line) for line in lines if line["settings"]}
+    if own_rewards := len({told["rewards"] for told in settings.values() if told["rewards"]}) > 1:
+        # On scales of their own: no reward is a target for all, and the start has none.
         found["targets"].pop("eval/reward", None)
         found["objectives"][START]["reward"] = None
-    wanted = {(arm, run.seed) for arm in bench.config.arms for run in bench.runs()}
-    lost = sorted(wanted - {(line["system"], line["seed"]) for line in lines})
+        notes.append("Rewards differ between arms: each is validated by its own, and these are not on one scale.")
     summary = {
         "benchmark": bench.name,
         "title": bench.title,
@@ -223,10 +238,11 @@ def write_results(bench: Bench, setting: str) -> dict[str, Any]:
         **bench.told,
         **found,
         "by_seed": by_seed(trials),
-        "failed": [f"{arm}, seed {seed}" for arm, seed in lost],
-        "settings": differences({line["system"]: line["settings"] for line in lines if line["settings"]}),
+        "failed": [f"{step.system}, seed {step.seed}" for step in unfinished],
+        "settings": differences(settings),
+        "own_rewards": own_rewards,
         "setting": setting,
-        "notes": [*bench.notes, *notes],
+        "notes": [*bench.notes, *notes, *about],
         "environment": environment_record(),
         "commit": commit(),
         "config": to_toml(bench.config),

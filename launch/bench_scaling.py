@@ -26,6 +26,7 @@ from sidgym.benchmarks.power_law import LEAST_SIZES, law_with_interval
 from sidgym.benchmarks.systems_summary import pair_words
 from sidgym.envs.records import Episodes
 from sidgym.launch import builders
+from sidgym.launch.bench import cut_once
 from sidgym.launch.bench_figures import figure
 from sidgym.launch.bench_systems import (
     Contest,
@@ -54,8 +55,6 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     "l": {"hidden_size": 128, "intermediate_size": 384, "layers": 3, "heads": 4, "kv_heads": 2},
     "xl": {"hidden_size": 256, "intermediate_size": 768, "layers": 4, "heads": 8, "kv_heads": 4},
 }
-WIDTH = 64
-"""Hidden size at which the configured learning rate holds; others get it times sqrt(WIDTH / hidden size)."""
 METRICS = ("loss", "nll", "ndcg@10", "hr@10", "preference@10")
 TESTED = ("loss", "ndcg@10")
 
@@ -102,7 +101,7 @@ def make_contest(options: argparse.Namespace, rest: Sequence[str], command: str)
     config = load_config(source, [*preset.options, "--log.wandb", "disabled", *rest], prog="sidgym bench scaling")
     out = options.out or Path(config.out) / f"bench-scaling-{options.preset}"
     # RL is not run, so that neither its arms nor what its rewards read is built.
-    config = replace(config, out=str(out.parent), name=out.name, arms={}, preference=PreferenceConfig())
+    config = replace(cut_once(config), out=str(out.parent), name=out.name, arms={}, preference=PreferenceConfig())
     contest = Contest(
         name="scaling",
         title="Loss by model size",
@@ -116,8 +115,9 @@ def make_contest(options: argparse.Namespace, rest: Sequence[str], command: str)
             "Loss: mean cross-entropy of a code of the test target, over the whole vocabulary (nats). nll: of the "
             "whole SID, over the trie (nats). Weights are those of the best validation by NDCG@10, so the loss need "
             "not be at its own best.",
-            f"Learning rate: the configured one at width {WIDTH}, times sqrt({WIDTH} / width) at others; nothing else "
-            "is tuned by size. Parameters are all of a model, embeddings of the SIDs among them.",
+            f"Learning rate: the configured {config.sft.lr:g} at the configured width, {config.policy.hidden_size}, "
+            f"times sqrt({config.policy.hidden_size} / width) at others; nothing else is tuned by size. Parameters are "
+            "all of a model, embeddings of the SIDs among them.",
         ),
         told={"preset": options.preset, "sizes": {name: dict(SIZES[name]) for name in sizes}},
     )
@@ -125,17 +125,23 @@ def make_contest(options: argparse.Namespace, rest: Sequence[str], command: str)
 
 
 def sized(config: RunConfig, size: str) -> RunConfig:
-    """``config`` with the model of a size and its learning rate; dropout and the rest stay."""
+    """``config`` with the model of a size and its learning rate; dropout and the rest stay.
+
+    The configured rate is taken to hold at the configured width; others get it times sqrt(that width / their own).
+    """
     policy = replace(config.policy, path="", **SIZES[size])  # type: ignore[arg-type]
-    rate = config.sft.lr * math.sqrt(WIDTH / policy.hidden_size)
+    rate = config.sft.lr * math.sqrt(config.policy.hidden_size / policy.hidden_size)
     return replace(config, policy=policy, sft=replace(config.sft, lr=rate))
 
 
 def setting_of(config: RunConfig) -> str:
-    """Hash of what trials must have in common."""
-    told = {"data": asdict(config.data), "sid": asdict(config.sid), "sft": asdict(config.sft)}
-    dropout = config.policy.dropout
-    return content_hash({**told, "eval": asdict(config.eval), "dropout": dropout, "sources": own_sources()})
+    """Hash of what trials must have in common: all but the seed, and which of the sizes are measured."""
+    told: dict[str, Any] = {name: asdict(getattr(config, name)) for name in ("data", "sid", "sft", "eval")}
+    told["split_seed"] = config.split_seed
+    shape = {name for size in SIZES.values() for name in size} - {"hidden_size"}  # the width sets the learning rate
+    policy = {name: value for name, value in asdict(config.policy).items() if name not in (*shape, "path")}
+    sizes = {name: dict(size) for name, size in SIZES.items()}
+    return content_hash({**told, "policy": policy, "sizes": sizes, "sources": own_sources()})
 
 
 def run_scaling(contest: Contest, sizes: Sequence[str]) -> Summary:
@@ -163,7 +169,7 @@ def run_scaling(contest: Contest, sizes: Sequence[str]) -> Summary:
             for path in sorted(stage.directory.glob("*/per_user.npz")) if stage.complete else ():
                 keep_result(folder, stage, path.parent, path.parent.name, base.seed, setting, {})
     dataset, _ = test_contexts(bases[0])
-    same = dataset.truth is None and config.data.split in ("leave_one_out", "chronological")
+    same = dataset.truth is None  # the split of a log is the same for all seeds
     heads = {"parameters": "parameters", "seconds": "seconds"}
     order = [*SIZES]
     return write_summary(contest, setting, same, add_law, law_charts, heads, order)
@@ -227,7 +233,7 @@ def add_law(summary: Summary, trials: Sequence[Trial]) -> None:
     if len(names) >= LEAST_SIZES and seeds:
         parameters = [summary["systems"][name]["parameters"] for name in names]
         given = [[by_size[name][seed].per_user["loss"] for seed in seeds] for name in names]
-        summary["law"] = law_with_interval(parameters, given)
+        summary["law"] = law_with_interval(parameters, given, same_users=summary["same_users"])
     summary["verdict"] = [list(said) for said in words(summary)]
 
 

@@ -5,15 +5,20 @@ A set names its arms and what each changes in the settings that all have in comm
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.benchmarks.arms_summary import CONTROL
-from sidgym.launch.bench_arms import _control
+from sidgym.launch.bench_arms import arm_of, control_arm, rewards_of
 from sidgym.launch.schema import ConfigError, PreferenceConfig, RunConfig, validate
 
 COLLABORATIVE = "sidgym.envs.reward_collaborative:Collaborative"
+RATE = 1e-3
+CHOSEN = (
+    "That one was chosen for beams that learn from a gated preference, by the validation reward of a seed that is not "
+    "reported; for none of these arms was it tried against another."
+)
 
 
 @dataclass(frozen=True)
@@ -23,17 +28,27 @@ class ArmSet:
     about: str  # what differs, for --help
     title: str
     kind: str  # what an arm is called in sentences
-    arms: Mapping[str, Mapping[str, Any]]  # name -> fields of RlConfig that are its own
+    arms: Mapping[str, Mapping[str, Any]]  # name -> fields of RlConfig that are its own; lr: for the presets' store
     apart: Mapping[str, PreferenceConfig] = field(default_factory=dict)  # arms with a preference model of their own
     preference: bool = False  # whether arms need a preference model
     quick: Sequence[str] = ()  # options of the quick preset
     full: Sequence[str] = ()
     notes: Sequence[str] = ()
+    chosen: str = CHOSEN  # how the arms' learning rates were chosen
 
 
-def _rewards(*terms: RewardConfig) -> dict[str, Any]:
-    return {"rewards": terms}
+def _rewards(*terms: RewardConfig, lr: float = RATE) -> dict[str, Any]:
+    return {"rewards": terms, "lr": lr}
 
+
+def _normalised(over: str, likelihood: bool, lr: float = RATE) -> dict[str, Any]:
+    """GRPO's settings under a softmax, or GRPO-SR's: its likelihood of the targets is under the same softmax."""
+    own = {"objective": "grpo_sr", "nll_weight": 0.1} if likelihood else {"objective": "grpo", "nll_weight": 0.0}
+    return {"normalise": over, **own, "lr": lr}
+
+
+HITS = ("--rewards", "rule", "rank", "--preference.no-enabled")
+"""Options of sets that learn from hits: no arm reads a preference model, so none is fitted."""
 
 SETS: Mapping[str, ArmSet] = {
     "sampling": ArmSet(
@@ -41,17 +56,17 @@ SETS: Mapping[str, ArmSet] = {
         title="How candidates are drawn",
         kind="way of drawing",
         arms={
-            "beam": {"mode": "beam"},
-            "sample": {"mode": "sample"},
-            "top_k": {"mode": "top_k"},
-            "dynamic": {"mode": "dynamic"},
-            "stochastic_beam": {"mode": "stochastic_beam"},
+            "beam": {"mode": "beam", "lr": RATE},
+            "sample": {"mode": "sample", "lr": RATE},
+            "top_k": {"mode": "top_k", "lr": RATE},
+            "dynamic": {"mode": "dynamic", "lr": RATE},
+            "stochastic_beam": {"mode": "stochastic_beam", "lr": RATE},
         },
-        full=("--rewards", "rule", "rank"),
-        quick=("--rewards", "rule", "rank"),
+        full=HITS,
+        quick=HITS,
         notes=(
             "All modes learn from as many candidates a context; dynamic draws one and a half times as many and keeps "
-            "the rest out. Rewards are rule + rank, MiniOneRec's.",
+            "the rest out.",
         ),
     ),
     "rewards": ArmSet(
@@ -76,37 +91,71 @@ SETS: Mapping[str, ArmSet] = {
         ),
     ),
     "normalise": ArmSet(
-        about="the policy's softmax: over the children of the trie's node, or over the whole vocabulary",
+        about="the policy's softmax: over the children of the trie's node, or over the whole vocabulary; each without "
+        "and with GRPO-SR's likelihood",
         title="What the policy is normalised over",
         kind="normalisation",
-        arms={"trie": {"normalise": "trie"}, "vocab": {"normalise": "vocab"}},
-        full=("--rewards", "rule", "rank"),
-        quick=("--rewards", "rule", "rank"),
-        notes=("Both are judged alike: beams through the trie, and HaR without it.",),
+        arms={
+            "trie": _normalised("trie", likelihood=False),
+            "vocab": _normalised("vocab", likelihood=False),
+            "trie_sr": _normalised("trie", likelihood=True),
+            "vocab_sr": _normalised("vocab", likelihood=True),
+        },
+        full=HITS,
+        quick=HITS,
+        notes=(
+            "All are judged alike: beams through the trie, and HaR without it. trie and vocab are GRPO, trie_sr and "
+            "vocab_sr GRPO-SR: likelihood of the targets besides, weight 0.1, under the same softmax as the policy. "
+            "Over the trie neither loss has a gradient at what the trie does not allow; there HaR only drifts.",
+        ),
     ),
 }
 
 
-def with_set(config: RunConfig, chosen: ArmSet, names: Sequence[str] = ()) -> RunConfig:
+def with_set(
+    config: RunConfig, chosen: ArmSet, names: Sequence[str] = (), options: Sequence[str] = (), rated: bool = False
+) -> RunConfig:
     """``config`` with the arms of a set (or those of them that are named) and the control, and no others.
 
     An arm's settings are ``rl``'s with what the set says of it; a name that the set does not have is taken from the
-    configuration's own arms. Raises ``ConfigError`` for names that neither has, and for values that cannot work.
+    configuration's own arms. ``options`` are the command-line options that ``config`` was read with, and reach those
+    as ``bench_arms.with_arms`` says. ``rated``: the set's learning rates hold, unless the options give one; they were
+    made for the presets' store, elsewhere ``rl``'s holds.
+
+    Raises ``ConfigError`` for names that neither has, and for values that cannot work.
     """
+    rated = rated and not any(token.partition("=")[0] == "--rl.lr" for token in options)
     arms: dict[str, RlConfig] = {}
     for name in dict.fromkeys(names or chosen.arms):
         if name in chosen.arms:
-            arms[name] = replace(config.rl, **chosen.arms[name])
+            own = {key: value for key, value in chosen.arms[name].items() if rated or key != "lr"}
+            arms[name] = replace(config.rl, **own)
         elif name in config.arms:
-            arms[name] = config.arms[name]
+            arms[name] = arm_of(config, name, options)
         else:
             known = ", ".join(dict.fromkeys([*chosen.arms, *config.arms]))
             raise ConfigError(f"--arms: no {chosen.kind} {name!r}; known: {known}")
-    arms[CONTROL] = _control(config)
+    arms[CONTROL] = control_arm(config)
     preference = replace(config.preference, enabled=config.preference.enabled or chosen.preference)
     found = replace(config, arms=arms, preference=preference)
     validate(found, "bench")
     return found
+
+
+def notes_of(config: RunConfig, chosen: ArmSet, rated: bool = False) -> tuple[str, ...]:
+    """What the report says of a set: its own notes, the reward where all arms have the same, and learning rates.
+
+    ``config`` and ``rated`` as ``with_set`` returned and took them.
+    """
+    arms = {name: arm for name, arm in config.arms.items() if name != CONTROL}
+    rewards = {rewards_of([asdict(term) for term in arm.rewards]) for arm in arms.values()}
+    told = [f"All arms learn from the reward {rewards.pop()}."] if len(rewards) == 1 else []
+    rates = {name: f"{arm.lr:g}" for name, arm in arms.items()}
+    same = len(set(rates.values())) == 1
+    listed = f"{next(iter(rates.values()))} for every arm" if same else ", ".join(map(" ".join, rates.items()))
+    of_set = rated and all(name in chosen.arms and arm.lr == chosen.arms[name]["lr"] for name, arm in arms.items())
+    how = chosen.chosen if of_set else "They are those of the configuration and its options, and none was tuned here."
+    return (*chosen.notes, *told, f"Learning rates: {listed}; the control's is {config.arms[CONTROL].lr:g}. {how}")
 
 
 def apart_of(config: RunConfig, chosen: ArmSet) -> dict[str, PreferenceConfig]:

@@ -64,9 +64,17 @@ def add_common(parser: argparse.ArgumentParser, presets: Sequence[str]) -> None:
     """The options that these contests share."""
     parser.add_argument("--preset", choices=sorted(presets), default="full", help="full, or quick: minutes")
     parser.add_argument("--config", type=Path, help="TOML file or shipped name in place of the preset's")
-    parser.add_argument("--seeds", type=int, help="how many, from the configured one on (default: the preset's)")
+    parser.add_argument("--seeds", type=_at_least_one, help="how many, from the configured one on (default: the "
+                        "preset's)")  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the contest (default: runs/bench-NAME-PRESET)")
     parser.add_argument("--dry-run", action="store_true", help="estimate the time, and stop")
+
+
+def _at_least_one(text: str) -> int:
+    """A number of seeds; argparse explains what is none."""
+    if not text.strip().isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def link_stages(folder: Path, source: Path, stages: Sequence[str]) -> None:

@@ -30,8 +30,11 @@ from sidgym.benchmarks.comparisons import shown
 from sidgym.benchmarks.systems_summary import pair_words
 from sidgym.envs.datasets import load_catalogue
 from sidgym.launch import builders
+from sidgym.launch.bench import cut_once
+from sidgym.launch.bench_arms import rewards_of
 from sidgym.launch.bench_codes import FITTED, shared_tables, with_index
 from sidgym.launch.bench_figures import figure
+from sidgym.launch.bench_sets import HITS
 from sidgym.launch.bench_systems import (
     COLOUR,
     Contest,
@@ -70,8 +73,8 @@ class Preset:
 
 _SHORT = "--sft.epochs 6 --sft.patience 6 --rl.steps 60 --rl.eval-every 20"
 PRESETS = {
-    "quick": Preset("objectives", tuple(_SHORT.split()), 5),
-    "full": Preset("objectives", ("--rl.steps", "300", "--rl.eval-every", "50"), 5),
+    "quick": Preset("objectives", (*_SHORT.split(), *HITS), 5),
+    "full": Preset("objectives", ("--rl.steps", "300", "--rl.eval-every", "50", *HITS), 5),
 }
 
 
@@ -109,7 +112,7 @@ def run_transfer_command(given: Sequence[str], command: str) -> None:
     if bool(options.second_path) == (config.data.name == "simulator"):
         parser.error("--second-path: give the folder of the second catalogue's raw data; a simulated one has none")
     out = options.out or Path(config.out) / f"bench-transfer-{options.preset}"
-    config = replace(config, out=str(out.parent), name=out.name, arms={})
+    config = replace(cut_once(config), out=str(out.parent), name=out.name, arms={})
     check_names(config)
     contest = make_contest(config, options, command)
     print_estimate(contest)
@@ -143,6 +146,8 @@ def make_contest(config: RunConfig, options: argparse.Namespace, command: str) -
                 if not config.policy.path
                 else f": the checkpoint {Path(config.policy.path).name}."
             ),
+            f"RL learns from the reward {rewards_of([asdict(term) for term in config.rl.rewards])} with the "
+            f"configuration's learning rate, {config.rl.lr:g}, which was not tuned here.",
         ),
         told={"preset": options.preset, "codebook": options.codebook},
     )
@@ -166,7 +171,7 @@ def setting_of(contest: Contest, second_path: str, codebook: str) -> str:
     """Hash of what trials must have in common."""
     config = contest.config
     parts = {name: asdict(getattr(config, name)) for name in ("data", "sid", "policy", "sft", "preference", "eval")}
-    second = {"second": second_path, "codebook": codebook, "sources": own_sources()}
+    second = {"second": second_path, "codebook": codebook, "split_seed": config.split_seed, "sources": own_sources()}
     return content_hash({**parts, **second, "rl": trained_settings(config.rl)})
 
 
@@ -191,7 +196,7 @@ def run_transfer(contest: Contest, second_path: str = "", codebook: str = "first
         for runs in every:
             keep(folder, runs, setting)
     dataset, _ = test_contexts(every[0].second)
-    same = dataset.truth is None and config.data.split in ("leave_one_out", "chronological")
+    same = dataset.truth is None  # the split of a log is the same for all seeds
     return write_summary(contest, setting, same, add_words, charts, {"seconds": "seconds"}, ORDER)
 
 
@@ -307,6 +312,7 @@ def words(summary: Summary) -> Iterator[tuple[int, str]]:
         ("rl_only", "untrained"),
         ("sft", "untrained"),
         ("rl_only", "sft"),
+        ("rl_only", "inside"),
         ("sft_rl", "sft"),
         ("sft", "inside"),
     ):

@@ -1,14 +1,15 @@
 """One trial of a contest: what it spent, its line in ``results.jsonl``, and reading it back for the summary.
 
-A line is written once a trial is evaluated and never changed: system, seed, the hash of the evaluation's inputs, the
-hash of the setting that trials have in common, figures, costs, and the folder with what was measured of each user.
+A line is written once a trial is evaluated and never changed; the last one of a system, seed and setting counts. It
+holds the hash of the evaluation's inputs, the hash of the setting that trials have in common, figures, costs, and the
+folder with what was measured of each user.
 Left out: training (``bench_runs``) and what is made of the trials (``benchmarks.arms_summary``).
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,14 +18,16 @@ from sidgym.agents.logging import TIMES, read_metrics
 from sidgym.agents.recipes import completed
 from sidgym.agents.student import reference_kind
 from sidgym.agents.task import load_episodes
+from sidgym.agents.tree_search import Request
 from sidgym.benchmarks.arms_summary import Trial
 from sidgym.benchmarks.cost_model import Decoder, forward_flops
 from sidgym.benchmarks.summary import BASELINES, CEILINGS
 from sidgym.envs.records import PAD_ITEM, Episodes
 from sidgym.envs.segments import SEGMENTS, Bands, item_bands
-from sidgym.launch.bench_arms import settings_of
+from sidgym.launch.bench_arms import rewards_of, settings_of
 from sidgym.launch.stages import is_complete, read_record
 from sidgym.sid.table import SidTable
+from sidgym.sid.trie import Trie
 
 RESULTS = "results.jsonl"
 TOP = 10
@@ -53,13 +56,60 @@ def append_line(folder: Path, line: Mapping[str, Any]) -> None:
         file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-def newest(lines: Iterable[Mapping[str, Any]], folder: Path, setting: str) -> list[Mapping[str, Any]]:
-    """The last line of each system and seed in a setting whose results still stand in ``folder``."""
+def keep_line(folder: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line, unless the last one of its system, seed and setting says the same."""
+    told = json.loads(json.dumps(line))  # as it is read back
+    place = [told[key] for key in ("system", "seed", "setting")]
+    same = [old for old in read_lines(folder) if [old["system"], old["seed"], old["setting"]] == place]
+    if same[-1:] != [told]:
+        append_line(folder, told)
+
+
+def newest(lines: Iterable[Mapping[str, Any]], folder: Path, setting: str) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The last line of each system and seed in a setting whose results still stand in ``folder``, and notes.
+
+    The trials of an arm must have been trained alike. Those that were trained otherwise than the arm's newest one are
+    left out; the notes tell which.
+    """
     last: dict[tuple[str, int], Mapping[str, Any]] = {}
+    made: dict[str, dict[str, Any]] = {}
     for line in lines:
-        if line["setting"] == setting and is_complete(evaluation_of(line["system"], folder / line["run"]), line["key"]):
+        if line["setting"] == setting and _stands(folder, line):
             last[line["system"], line["seed"]] = line
-    return list(last.values())
+            made[line["system"]] = trained_as(folder, line)
+    other: dict[str, list[int]] = {}
+    for system, seed in sorted(last):
+        if trained_as(folder, last[system, seed]) != made[system]:
+            other.setdefault(system, []).append(seed)
+            del last[system, seed]
+    notes = [
+        f"Left out, because they were trained with other settings or code than the newest trial of {system}: its seeds "
+        f"{', '.join(map(str, seeds))}."
+        for system, seeds in other.items()
+    ]
+    return list(last.values()), notes
+
+
+def _stands(folder: Path, line: Mapping[str, Any]) -> bool:
+    """Whether what a line tells of still lies there, and so does the training that was judged."""
+    run = folder / line["run"]
+    judged, trained = evaluation_of(line["system"], run), read_record(run / f"rl_{line['system']}")
+    if not is_complete(judged, line["key"]):
+        return False
+    return not trained or trained["inputs_hash"] in read_record(judged)["inputs"]["needs"]
+
+
+def trained_as(folder: Path, line: Mapping[str, Any]) -> dict[str, Any]:
+    """What an arm was trained with, whatever its seed: ``rl``, its settings, and ``code``, the hashes of components of
+    one's own; {} for what is no arm."""
+    inputs = read_record(folder / line["run"] / f"rl_{line['system']}").get("inputs", {})
+    return {key: inputs[key] for key in ("rl", "code") if key in inputs}
+
+
+def settings_in(folder: Path, line: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an arm's line with its reward in words."""
+    terms = trained_as(folder, line).get("rl", {}).get("rewards", ())
+    return {**line["settings"], "rewards": rewards_of(terms)}
 
 
 def line_of(run: Path, system: str, seed: int, setting: str, rl: RlConfig | None) -> dict[str, Any]:
@@ -133,20 +183,22 @@ def _cost(run: Path, system: str, rl: RlConfig | None) -> dict[str, float | None
     # A resumed stage counts its own seconds from its resumption; the log of times has every iteration.
     spent = sum(row.get("time/iteration") or 0.0 for row in read_metrics(times)) if times.exists() else None
     drawn = sum(rl.contexts_per_step * (1 + (row.get("refill/rounds") or 0.0)) for row in steps)
+    request = Request(rl.group_size, rl.mode, cast(Trie, None), rl.normalise, seed=0, lanes=1, top_k=rl.top_k)
     minibatches = -(-rl.contexts_per_step // (rl.minibatch or rl.contexts_per_step))
     learned = float(len(steps) * rl.epochs)
     return {
         "seconds": spent,
         "steps": float(len(steps)),
-        "rollouts": drawn * rl.group_size,
+        "rollouts": drawn * request.drawn,
         "updates": learned * minibatches,
-        "flops": _flops(run, rl, drawn, learned * rl.contexts_per_step),
+        "flops": _flops(run, rl, request.drawn, drawn, learned * rl.contexts_per_step),
     }
 
 
-def _flops(run: Path, rl: RlConfig, drawn: float, learned: float) -> float | None:
-    """Estimated operations: a pass for each context that is drawn; for each that is learned from a pass, two backwards,
-    and one more through the reference. None where the model is not of Llama's family or a candidate is a page."""
+def _flops(run: Path, rl: RlConfig, candidates: int, drawn: float, learned: float) -> float | None:
+    """Estimated operations: a pass for each context that is drawn, with so many ``candidates``; for each that is
+    learned from a pass with its group, two backwards, and one more through the reference. None where the model is not
+    of Llama's family or a candidate is a page."""
     model = decoder_of(run / "sft" / "config.json")
     if model is None or rl.environment != "next_item":
         return None
@@ -155,10 +207,11 @@ def _flops(run: Path, rl: RlConfig, drawn: float, learned: float) -> float | Non
     merged = json.loads((run / "sft" / "sidgym.json").read_text(encoding="utf-8")).get("merge_items", False)
     items = float((contexts.history != PAD_ITEM).sum(axis=1).mean())
     prompt, codes = round(items * (1 if merged else levels)) + 1, round(float(np.mean(table.sizes)))
+    rollout = forward_flops(model, prompt, candidates * (levels - 1), codes)
     one = forward_flops(model, prompt, rl.group_size * (levels - 1), codes)
     targets = forward_flops(model, prompt, (rl.group_size + 1) * (levels - 1), codes) if rl.nll_weight > 0 else one
     reference = 0 if reference_kind(rl) == "none" else 1
-    return drawn * one + learned * (3 * targets + reference * one)
+    return drawn * rollout + learned * (3 * targets + reference * one)
 
 
 def decoder_of(path: Path) -> Decoder | None:

@@ -94,7 +94,7 @@ def prepare_process(threads: int) -> None:
 def build_data(config: RunConfig, work: Path, on_progress: Any, name: str) -> None:
     """The data set, its splits, and how popular each item is in the part of the log that training may read."""
     dataset = load_dataset(config.data, config.seed)
-    splits = split(dataset, config.data, config.seed)
+    splits = split(dataset, config.data, config.split_seed if isinstance(config.split_seed, int) else config.seed)
     dataset.save(work)
     save_splits(splits, work)
     save_episodes(work / "rl_contexts.npz", splits.rl)

@@ -196,8 +196,8 @@ def dot_chart(chart_id: str, rows: Sequence[tuple[str, float, str]], x: str, dig
 def interval_chart(chart_id: str, rows: Sequence[tuple[str, Mapping[str, Any], str]], x: str) -> str:
     """SVG of one dot with its interval a row ``(label, {"mean", "low", "high"}, colour)``, and a line at zero.
 
-    The dot is hollow where the interval reaches zero. Where there is a narrower interval, ``"inner": {"low", "high"}``,
-    it is drawn in full and the other one thin.
+    The dot is hollow where the interval reaches zero; a row's own ``"shown"`` decides instead. Where there is a
+    narrower interval, ``"inner": {"low", "high"}``, it is drawn in full and the other one thin.
     """
     with matplotlib.rc_context(_RC):
         figure, axes = _axes(3.6, 0.85 + 0.27 * len(rows))
@@ -207,7 +207,7 @@ def interval_chart(chart_id: str, rows: Sequence[tuple[str, Mapping[str, Any], s
             axes.plot([interval["low"], interval["high"]], [y, y], color=colour, **width)
             if inner:
                 axes.plot([inner["low"], inner["high"]], [y, y], color=colour, linewidth=3.4, solid_capstyle="butt")
-            clear = interval["low"] > 0 or interval["high"] < 0
+            clear = interval.get("shown", interval["low"] > 0 or interval["high"] < 0)
             axes.plot(interval["mean"], y, "o", color=colour, markersize=7, markerfacecolor=colour if clear else PAPER)
         axes.axvline(0.0, color=INK, linewidth=0.9, alpha=0.6, zorder=0)
         _rows(axes, [name for name, *_ in rows], x)

@@ -177,8 +177,8 @@ def write_results(config: RunConfig, runs: list[RunConfig]) -> dict[str, Any]:
         config_hash=make_plan(runs[0]).stages["evaluate/rl"].hash,
         notes=notes,
         bootstrap=config.eval.bootstrap,
-        # A simulated store is another one with each seed; a real log cut without chance has the same test users.
-        same_users=dataset.truth is None and config.data.split in ("leave_one_out", "chronological"),
+        # A simulated store is another one with each seed; a real log that is cut alike has the same test users.
+        same_users=dataset.truth is None and (config.split_seed != "seed" or config.data.split != "by_user"),
     )
     write_summary(config.directory / "summary.json", summary)
     write_report(

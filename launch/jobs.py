@@ -78,12 +78,21 @@ class Bars:
 def run_jobs(jobs: Sequence[Job], workers: int, display: Display | None = None) -> None:
     """Runs all jobs, at most ``workers`` at a time; with one worker or one job, in this process.
 
-    ``display`` shows them; by default each has a progress bar. Raises the job's own exception when it ran here,
-    ``JobError`` (after the running jobs have ended) when it ran elsewhere.
+    ``display`` shows them; by default each has a progress bar. A job that fails keeps none of the others from running.
+    Raises after all have ended: the first job's own exception, the others added to it as notes, when they ran here,
+    ``JobError`` when they ran elsewhere.
     """
     if workers <= 1 or len(jobs) <= 1:
+        failed: list[Exception] = []
         for number, job in enumerate(jobs):
-            _run_here(number, job, display)
+            try:
+                _run_here(number, job, display)
+            except Exception as error:
+                failed.append(error)
+                if len(failed) > 1:
+                    failed[0].add_note(f"{job.description} failed, too: {type(error).__name__}: {error}")
+        if failed:
+            raise failed[0]
         return
     for name, value in CHILD_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -82,7 +82,8 @@ def make_plan(config: RunConfig) -> Plan:
         stages[name] = Stage(name, whole, root / name)
         needed[name] = needs
 
-    add("data", {"data": asdict(config.data), "files": fingerprint(config.data.path)})
+    cut = {} if config.split_seed == "seed" else {"split_seed": config.split_seed}
+    add("data", {"data": asdict(config.data), "files": fingerprint(config.data.path), **cut})
     encoder = {"encoder": fingerprint(config.sid.encoder)} if config.sid.encoder else {}
     add("sid", {"sid": asdict(config.sid), "index": fingerprint(config.sid.index), **encoder}, "data")
     supervised: dict[str, Any] = {"policy": asdict(config.policy), "sft": learned_settings(config.sft)}

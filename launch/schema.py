@@ -55,6 +55,8 @@ class RunConfig:
     """Folder that holds the runs."""
     seed: int = 0
     """Root of every random stream of the run."""
+    split_seed: int | Literal["seed"] = "seed"
+    """Seed that the log is cut with; "seed" takes the run's own. A number cuts it alike for several seeds."""
     threads: int = 1
     """Threads of each process; results are reproduced bit by bit with the same number only."""
     workers: int = 2
@@ -110,6 +112,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 MAY_BE_ZERO = frozenset(
     {
         "seed",
+        "split_seed",
         "data.min_events",
         "data.max_events",
         "data.title_words",

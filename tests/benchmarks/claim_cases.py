@@ -18,22 +18,29 @@ MADE = {
 }
 
 
-def arms(benchmark, gains, seeds=SEEDS, rewards=None, har=None, spread=None, noise=1e-3):
-    """A contest of arms whose NDCG is SFT's and their gain; ``rewards``: how far an arm's own reward rises; ``har``,
-    and ``spread`` of its gradient norms."""
+def arms(benchmark, gains, seeds=SEEDS, rewards=None, har=None, spread=None, noise=1e-3, truth=None, missing=()):
+    """A contest of arms whose NDCG is SFT's and their gain, one number or one a seed; ``rewards``: how far an arm's own
+    reward rises; ``har``, and ``spread`` of its gradient norms; ``truth``: its gain in true preference, which is not
+    known without; ``missing``: system and seed of trials that failed."""
     trials = []
     for seed in seeds:
         rng = np.random.default_rng(seed)
         base = 0.3 + 0.1 * rng.random(USERS)
         for name in ("sft", CONTROL, *gains):
-            value = base + gains.get(name, 0.0) + (rng.normal(0, noise, USERS) if name != "sft" else 0)
+            gain = gains.get(name, 0.0)
+            gain = gain if isinstance(gain, float) else gain[seeds.index(seed)]
+            value = base + gain + (rng.normal(0, noise, USERS) if name != "sft" else 0)
             norms = 1 + (spread or {}).get(name, 0.5) * np.array([-1.0, 1.0] * 5) * (1 + 0.05 * rng.random())
             rise = (rewards or {}).get(name, 0.0) + rng.normal(0, 1e-3)
             log = [{"step": step + 1, "grad_norm": float(norm)} for step, norm in enumerate(norms)]
             log = [{"step": 0, "eval/reward": 0.2, "eval/ndcg@10": 0.2}, *log]
-            log.append({"step": 10, "eval/reward": 0.2 + rise, "eval/ndcg@10": 0.2 + gains.get(name, 0.0)})
+            log.append({"step": 10, "eval/reward": 0.2 + rise, "eval/ndcg@10": 0.2 + gain})
             whole = {"har": (har or {}).get(name, 0.05) + 1e-3 * rng.random(), "trie/legal_mass": 0.9}
-            trials.append(Trial(name, seed, {"ndcg@10": value}, whole, {}, log if name != "sft" else ()))
+            per_user = {"ndcg@10": value}
+            if truth is not None:
+                per_user["preference@10"] = base + truth.get(name, 0.0) + rng.normal(0, noise, USERS)
+            if (name, seed) not in missing:
+                trials.append(Trial(name, seed, per_user, whole, {}, log if name != "sft" else ()))
     summary = summarise_arms(trials, bootstrap=50) | {"benchmark": benchmark, "title": benchmark, **MADE}
     summary["by_seed"] = by_seed(trials)
     summary["verdict"] = [list(said) for said in verdict(summary)]

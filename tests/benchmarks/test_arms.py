@@ -7,7 +7,7 @@ import pytest
 
 from sidgym.benchmarks.arms_curves import POINTS, curve, targets, values_of
 from sidgym.benchmarks.arms_summary import CONTROL, Trial, summarise_arms
-from sidgym.benchmarks.arms_tables import markdown
+from sidgym.benchmarks.arms_tables import NONE, markdown, target_rows, target_words
 from sidgym.benchmarks.arms_words import arms_of, failures, pair_of, verdict
 from sidgym.envs.segments import Bands
 
@@ -144,24 +144,92 @@ def test_a_reward_that_rises_while_ndcg_falls_is_told_with_worse_segments():
     assert failures(calm)["grpo"] == ["nothing that these figures show"]
 
 
-def test_cost_to_reach_a_target_by_hand():
-    logs = {"grpo": [log_of(0, ndcg=0.1), log_of(1, ndcg=0.1)], "ecpo": [log_of(0, ndcg=0.02), log_of(1, ndcg=0.1)]}
-    costs = {arm: {"steps": 20.0, "rollouts": 1000.0, "seconds": None, "flops": 2.0} for arm in logs}
-    found = targets(logs, costs)["eval/ndcg@10"]
-    assert (found["start"], found["value"]) == pytest.approx((0.2, 0.25))
-    assert found["reached"]["grpo"] == {
-        "seeds": 2,
-        "of": 2,
-        "step": 10.0,
-        "rollouts": 500.0,
-        "seconds": None,
-        "flops": 1.0,
+def unequal(lacking):
+    """Trials whose seeds lie far apart; ``lacking``: arm -> seeds that it has not."""
+    trials = make_trials({"grpo": 0.05, "ecpo": 0.1})
+    for trial in trials:
+        if trial.system != "random":
+            trial.per_user.update({name: values + 0.2 * trial.seed for name, values in trial.per_user.items()})
+    return [trial for trial in trials if trial.seed not in lacking.get(trial.system, ())]
+
+
+def test_arms_are_compared_over_the_seeds_that_all_have():
+    summary = summarise_arms(unequal({"grpo": (0,)}), bootstrap=50)  # seed 0 is the lowest of all
+    assert arms_of(summary) == ["ecpo", "grpo"]
+    assert (summary["seeds"], summary["fewer"]) == ([1, 2], {"grpo": [0]})
+    assert {tuple(figures["seeds"]) for figures in summary["objectives"].values()} == {(1, 2)}
+    assert summary["n_users"] == 2 * USERS
+    said = verdict(summary)
+    assert said[0] == (-1, "Only what all have is compared, seeds 1, 2: grpo lacks seed 0.")
+    gap = pair_of(summary, "ecpo", "grpo", "preference@10")
+    means = [summary["objectives"][arm]["preference@10"]["mean"] for arm in ("ecpo", "grpo")]
+    assert means[0] - means[1] == pytest.approx(gap["mean"])
+    assert not summarise_arms(unequal({}), bootstrap=50)["fewer"]
+
+
+def test_an_arm_without_a_seed_in_common_is_left_out_and_named():
+    summary = summarise_arms(unequal({"grpo": (0, 1), "ecpo": (2,)}), bootstrap=50)
+    assert arms_of(summary) == ["ecpo"]
+    assert summary["seeds"] == [0, 1]
+    assert "grpo lacks seeds 0, 1 and has none in common with the others, so it is left out" in verdict(summary)[0][1]
+
+
+def validated(*values):
+    return [{"step": 5 * number, "eval/ndcg@10": value} for number, value in enumerate(values)]
+
+
+def costs_of(logs):
+    return {arm: {"steps": 10.0, "rollouts": 1000.0, "seconds": None, "flops": 2.0} for arm in logs}
+
+
+def test_cost_to_reach_a_target_is_counted_from_each_seeds_own_start():
+    logs = {
+        "grpo": [validated(0.25, 0.5, 0.75), validated(0.5, 0.5, 1.0)],
+        "ecpo": [validated(0.25, 0.25, 0.25), validated(0.5, 0.625, 0.75)],
     }
+    found = targets(logs, costs_of(logs))["eval/ndcg@10"]
+    assert (found["start"], found["gain"], found["value"]) == (0.375, 0.25, 0.625)
+    assert found["reached"]["grpo"] == {
+        "seeds": 2, "of": 2, "at_start": 0, "step": 7.5, "rollouts": 750.0, "seconds": None, "flops": 1.5,
+    }  # fmt: skip
     assert (found["reached"]["ecpo"]["seeds"], found["reached"]["ecpo"]["step"]) == (1, 10.0)
-    assert targets(logs, costs, given=0.9)["eval/ndcg@10"]["reached"]["grpo"]["step"] is None
-    falling = targets({"a": [log_of(0, ndcg=-0.1)]}, {"a": {}})["eval/ndcg@10"]
-    assert falling["value"] is None
-    assert falling["reached"] == {}
+
+
+def test_no_cost_is_told_of_a_gain_that_is_not_shown():
+    falling = {"a": [validated(0.5, 0.25)]}
+    chance = {"a": [validated(0.5, 0.75, 0.4), validated(0.5, 0.25, 0.4), validated(0.5, 0.625, 0.4)]}
+    for logs in (falling, chance):
+        found = targets(logs, costs_of(logs))["eval/ndcg@10"]
+        assert (found["gain"], found["value"], found["reached"]) == (None, None, {})
+        assert "no arm is shown to rise above its start (0.5000)" in target_words("eval/ndcg@10", found)
+
+
+def test_a_seed_that_starts_at_a_given_target_costs_nothing_and_is_told_apart():
+    logs = {"grpo": [validated(0.25, 0.5, 0.75), validated(0.5, 0.25, 0.25)], "ecpo": [validated(0.5, 0.5)]}
+    found = targets(logs, costs_of(logs), given=0.5)["eval/ndcg@10"]
+    grpo, ecpo = found["reached"]["grpo"], found["reached"]["ecpo"]
+    assert (grpo["seeds"], grpo["at_start"], grpo["step"]) == (2, 1, 5.0)
+    assert (ecpo["seeds"], ecpo["at_start"], ecpo["step"], ecpo["rollouts"]) == (1, 1, None, None)
+    assert dict(target_rows(found))["ecpo"] == ["1 of 1, 1 from the start", *[NONE] * 4]
+    assert targets(logs, costs_of(logs), given=0.9)["eval/ndcg@10"]["reached"]["grpo"]["step"] is None
+
+
+def test_the_largest_ratio_is_that_of_any_iteration_and_seed():
+    trials = make_trials({"grpo": 0.1})
+    log = next(trial.log for trial in trials if trial.system == "grpo" and trial.seed == 1)
+    log[1]["ratio_max"] = 70.0  # early in training, of one seed
+    summary = summarise_arms(trials, bootstrap=50)
+    assert summary["objectives"]["grpo"]["ratio_max"] == 70.0
+    assert "importance ratios of up to 70" in failures(summary)["grpo"]
+
+
+def test_any_metric_that_was_measured_may_decide():
+    trials = make_trials({"grpo": 0.1, "ecpo": 0.05})
+    for trial in trials:
+        trial.per_user["hr@5"] = 0.5 * trial.per_user["hr@10"]
+    summary = summarise_arms(trials, metric="hr@5", bootstrap=50)
+    assert verdict(summary)[0][1].startswith("grpo is best in hr@5")
+    assert "| | hr@5 | NDCG@10 |" in markdown({**summary, "command": "sidgym bench variants"})
 
 
 def test_curves_are_over_the_steps_that_all_seeds_have():
@@ -179,8 +247,10 @@ def test_curves_are_over_the_steps_that_all_seeds_have():
 
 def test_markdown_tells_every_arm():
     summary, said = told({"grpo": 0.1, "ecpo": 0.05})
-    text = markdown({**summary, "command": "sidgym bench variants"})
-    assert said[0] in text
+    told_of = {"command": "sidgym bench variants", "failed": ["rloo, seed 3"], "notes": ["something to know"]}
+    text = markdown(summary | told_of)
+    for sentence in (said[0], "Missing: rloo, seed 3 is not finished.", "something to know"):
+        assert sentence in text
     for head in ("## Results", "## Pairs", "## Behaviour", "## Cost", "## Where each fails"):
         assert head in text
     tables = [line for line in text.splitlines() if line.startswith("| ")]

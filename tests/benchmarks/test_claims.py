@@ -8,7 +8,9 @@ from claim_cases import arms, sizes, systems
 
 from sidgym.benchmarks import claims
 from sidgym.benchmarks.arms_seeds import alone, difference
+from sidgym.benchmarks.arms_summary import Trial, summarise_arms
 from sidgym.benchmarks.claims import CLAIMS, NOT, REPRODUCED, UNTESTABLE, claims_table, judge_all
+from sidgym.benchmarks.systems_summary import summarise_systems
 
 MODES = ("sample", "top_k", "dynamic")
 
@@ -57,15 +59,52 @@ def test_a_gate_stops_only_what_is_there_without_it(gated, ungated, status):
     assert ("nothing to stop" in outcome.figure) == (ungated == 0.0)
 
 
+@pytest.mark.parametrize(("truth", "status"), [(-0.05, REPRODUCED), (0.0, NOT), (0.05, NOT)])
+def test_a_reward_is_not_gamed_where_what_users_prefer_does_not_fall(truth, status):
+    summary = arms("rewards", {"collaborative": -0.05}, rewards={"collaborative": 0.3}, truth={"collaborative": truth})
+    outcome = claims.collaborative_is_gamed(summary)
+    assert outcome.status == status
+    assert "true preference of the top 10 of collaborative − sft" in outcome.figure
+    assert ("what users truly prefer is not shown to have fallen" in outcome.figure) == (status == NOT)
+    gains, rewards = {"gated": 0.0, "ungated": -0.05}, {"gated": 0.2, "ungated": 0.3}
+    summary = arms("rewards", gains, rewards=rewards, truth={"gated": 0.0, "ungated": truth})
+    outcome = claims.gate_stops_gaming(summary)
+    assert outcome.status == status
+    assert ("nothing to stop" in outcome.figure) == (status == NOT)
+
+
+def test_a_gate_must_hold_up_what_users_prefer_too():
+    gains, rewards = {"gated": 0.0, "ungated": -0.05}, {"gated": 0.2, "ungated": 0.3}
+    summary = arms("rewards", gains, rewards=rewards, truth={"gated": -0.05, "ungated": -0.05})
+    assert claims.gate_stops_gaming(summary).status == NOT
+
+
+def test_harm_that_is_only_not_shown_is_not_stopped():
+    gated, ungated = (-0.01, -0.05, -0.03), -0.2  # well above the open gate, and nobody knows how far below SFT
+    summary = arms("rewards", {"gated": gated, "ungated": ungated}, (0, 1, 2), rewards={"gated": 0.2, "ungated": 0.3})
+    kept = next(p for p in summary["pairs"] if (p["a"], p["b"], p["metric"]) == ("gated", "sft", "ndcg@10"))
+    assert kept["p_holm"] > 0.05
+    assert kept["low"] < -0.02
+    outcome = claims.gate_stops_gaming(summary)
+    assert outcome.status == NOT
+    assert "stopped if above −0.02" in outcome.figure
+
+
 @pytest.mark.parametrize(("har", "status"), [(0.01, REPRODUCED), (0.05, NOT), (0.2, NOT)])
-def test_legality_of_grpo_sr(har, status):
-    summary = arms("variants", {"grpo": 0.0, "grpo_sr": 0.0}, har={"grpo": 0.05, "grpo_sr": har})
-    assert claims.grpo_sr_stays_legal(summary).status == status
+def test_legality_of_grpo_sr_where_the_policy_is_over_the_whole_vocabulary(har, status):
+    levels = {"vocab": 0.05, "vocab_sr": har, "trie": 0.1, "trie_sr": 0.001, "sft": 0.03}
+    summary = arms("normalise", {"trie": 0.0, "vocab": 0.0, "trie_sr": 0.0, "vocab_sr": 0.0}, har=levels)
+    outcome = claims.grpo_sr_stays_legal(summary)
+    assert outcome.status == status
+    assert "vocab_sr − sft" in outcome.figure
+    over_trie = arms("normalise", {"trie": 0.0, "trie_sr": 0.0}, har=levels)
+    assert claims.grpo_sr_stays_legal(over_trie).status == UNTESTABLE
 
 
 def test_one_seed_tests_nothing_that_has_no_interval_over_users():
-    summary = arms("variants", {"grpo": 0.0, "grpo_sr": 0.0, "gbpo": 0.0}, seeds=(3,), har={"grpo_sr": 0.0})
+    summary = arms("normalise", {"vocab": 0.0, "vocab_sr": 0.0}, seeds=(3,), har={"vocab_sr": 0.0})
     assert claims.grpo_sr_stays_legal(summary).status == UNTESTABLE
+    summary = arms("variants", {"grpo": 0.0, "gbpo": 0.0}, seeds=(3,))
     assert claims.gbpo_is_steadiest(summary).status == UNTESTABLE
     summary = arms("rewards", {"collaborative": -0.1}, seeds=(3,), rewards={"collaborative": 0.3})
     assert claims.collaborative_is_gamed(summary).status == UNTESTABLE
@@ -76,6 +115,21 @@ def test_gbpo_must_be_steadier_than_every_other_objective(ecpo, status):
     spread = {"gbpo": 0.1, "grpo": 0.5, "ecpo": ecpo, "nll_only": 0.01}
     summary = arms("variants", {"gbpo": 0.0, "grpo": 0.0, "ecpo": 0.0}, spread=spread)
     assert claims.gbpo_is_steadiest(summary).status == status
+
+
+def test_one_pair_with_a_single_seed_leaves_gbpo_untested():
+    spread = {"gbpo": 0.1, "grpo": 0.3, "ecpo": 0.8}  # the closest pair, grpo's, has all seeds
+    gains = {"gbpo": 0.0, "grpo": 0.0, "ecpo": 0.0}
+    summary = arms("variants", gains, spread=spread, missing=[("ecpo", seed) for seed in (1, 2, 3, 4)])
+    assert claims.gbpo_is_steadiest(summary).status == UNTESTABLE
+
+
+def test_gbpo_is_compared_with_objectives_that_have_a_ratio():
+    spread = {"gbpo": 0.1, "grpo": 0.5, "s_dpo": 0.01, "mine": 0.01, "slow": 0.01}
+    summary = arms("variants", dict.fromkeys(spread, 0.0), spread=spread)
+    assert claims.gbpo_is_steadiest(summary).status == REPRODUCED
+    settings = {"slow": {"objective": "ecpo"}}  # an arm of another name is known by its objective
+    assert claims.gbpo_is_steadiest(summary | {"settings": settings}).status == NOT
 
 
 @pytest.mark.parametrize(
@@ -89,10 +143,20 @@ def test_loss_must_fall_with_size(losses, status):
 
 @pytest.mark.parametrize(("rl", "status"), [(0.2, REPRODUCED), (0.1, NOT), (0.05, NOT)])
 def test_rl_alone_must_be_above_its_start_on_the_new_catalogue(rl, status):
-    summary, _ = systems("transfer", {"untrained": 0.1, "rl_only": rl, "sft": 0.3})
+    summary, _ = systems("transfer", {"untrained": 0.1, "rl_only": rl, "sft": 0.3, "inside": 0.4})
     outcome = claims.rl_alone_transfers(summary)
     assert outcome.status == status
     assert "rl_only − sft" in outcome.figure
+    assert "rl_only − inside" in outcome.figure
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_users_that_all_seeds_share_are_counted_once(same):
+    trials = [Trial(name, seed, {"ndcg@10": np.arange(9.0) / 10 + seed / 100}) for name in ("sft", "a")
+              for seed in range(3)]  # fmt: skip
+    assert summarise_arms(trials, same_users=same, bootstrap=9)["n_users"] == (9 if same else 27)
+    found = summarise_systems(trials, ("ndcg@10",), ("ndcg@10",), same_users=same, bootstrap=9)
+    assert found["n_users"] == (9 if same else 27)
 
 
 def test_every_claim_has_a_row_for_each_result_and_one_without_any():

@@ -85,11 +85,15 @@ def test_a_clear_difference_is_found():
     assert interval({s: rng.normal(1.0, 1.0, 200) for s in range(5)})["p"] < 0.001
 
 
-def test_bootstrap_over_users_counts_every_seed_the_same():
-    values = {0: np.zeros(300), 1: np.ones(10)}
-    told = over_users(values, False, 200, 0)
-    assert told["mean"] == pytest.approx(0.5)
-    assert told["low"] < 0.5 < told["high"]
+def test_bootstrap_over_users_counts_every_seed_the_same_and_leaves_their_differences_out():
+    told = over_users({0: np.zeros(300), 1: np.ones(10)}, False, 200, 0)
+    assert [told[key] for key in ("mean", "low", "high")] == pytest.approx([0.5] * 3)  # all users of a seed are alike
+    rng = np.random.default_rng(5)
+    parts = {s: rng.normal(s, 1.0 + s, 400 * (s + 1)) for s in range(3)}
+    told, error = over_users(parts, False, 4000, 0), np.sqrt(sum(p.var() / len(p) for p in parts.values())) / 3
+    assert [told["low"], told["high"]] == pytest.approx(
+        [told["mean"] - 1.96 * error, told["mean"] + 1.96 * error], abs=0.01
+    )
 
 
 def test_over_seeds():

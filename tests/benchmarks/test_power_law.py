@@ -36,21 +36,30 @@ def test_losses_that_do_not_fall_have_no_scale():
     assert fit_law(SIZES, [2.0] * 5)["r2"] == 0
 
 
-def noisy(seeds, users, exponent, noise, rng):
-    """Losses of each size and seed; a user's noise is the same at every size, as a hard target is hard for all."""
-    mean = 1.0 + 2.0 * (np.array(SIZES) / SIZES[0]) ** -exponent
-    own = [rng.normal(0, 0.3, users) + rng.normal(0, noise) for _ in range(seeds)]
-    return [[level + own[s] + rng.normal(0, noise, users) for s in range(seeds)] for level in mean]
+def noisy(seeds, users, shared, training, hard, rng):
+    """Losses of each size and seed around a law with exponent 0.3. ``training``: noise of each model; ``hard``: of each
+    user with each size; users are the same in all seeds, or others."""
+    mean = 1.0 + 2.0 * (np.array(SIZES) / SIZES[0]) ** -0.3
+    common = rng.normal(0, hard, (len(SIZES), users))
+    losses = []
+    for m, level in enumerate(mean):
+        own = [common[m] if shared else rng.normal(0, hard, users) for _ in range(seeds)]
+        losses.append([level + one + rng.normal(0, training) + rng.normal(0, 0.05, users) for one in own])
+    return losses, mean
 
 
-def test_the_interval_holds_the_exponent_about_as_often_as_it_says():
-    held = 0
-    for number in range(20):
-        told = law_with_interval(SIZES, noisy(3, 200, 0.3, 0.02, np.random.default_rng(number)), 60, number)
-        ends = told["exponent_interval"]
-        held += ends["low"] <= 0.3 <= ends["high"]
-        assert told["slope_interval"]["high"] < 0
-    assert held >= 14
+@pytest.mark.parametrize(
+    ("seeds", "shared", "training", "hard"), [(2, False, 0.02, 0.05), (3, False, 0.02, 0.3), (3, True, 0.01, 0.5)]
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(seeds, shared, training, hard):
+    count, held = 60, {"exponent": 0, "slope": 0, "floor": 0}
+    for number in range(count):
+        losses, mean = noisy(seeds, 100, shared, training, hard, np.random.default_rng(number))
+        told = law_with_interval(SIZES, losses, 40, number, same_users=shared)
+        truth = {"exponent": 0.3, "slope": slope(SIZES, mean), "floor": 1.0}
+        for name in held:
+            held[name] += told[f"{name}_interval"]["low"] <= truth[name] <= told[f"{name}_interval"]["high"]
+    assert min(held.values()) >= 0.9 * count, held  # 57 are expected
 
 
 def test_noise_without_a_law_has_a_slope_interval_around_zero():
@@ -59,6 +68,19 @@ def test_noise_without_a_law_has_a_slope_interval_around_zero():
     told = law_with_interval(SIZES, losses, 200)
     assert told["slope_interval"]["low"] < 0 < told["slope_interval"]["high"]
     assert (told["seeds"], told["users"]) == (2, 80)
+
+
+def test_users_that_all_seeds_share_are_counted_once_and_not_averaged_away():
+    rng = np.random.default_rng(2)
+    users = [2.0 + rng.normal(0, 0.5, 40) for _ in SIZES]
+    one = [[row] for row in users]
+    three = [[row + 1e-6 * rng.normal() for _ in range(3)] for row in users]  # the same models three times over
+    alone, same = law_with_interval(SIZES, one, 200), law_with_interval(SIZES, three, 200, same_users=True)
+    width = [told["slope_interval"]["high"] - told["slope_interval"]["low"] for told in (alone, same)]
+    assert width[1] >= width[0]
+    assert same["users"] == alone["users"] == 40
+    with pytest.raises(ValueError, match=r"the seeds judged \[3, 2\] users"):
+        law_with_interval((1, 2, 3, 4), [[np.ones(3), np.ones(2)]] * 4, same_users=True)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from sidgym.benchmarks.results_page import RESULTS, contests_in, made_by, page, 
 def stored():
     return {
         "variants": arms("variants", {"grpo": 0.02, "gbpo": 0.0}),
-        "sampling_scientific": arms("sampling", {"beam": 0.02, "sample": 0.0}),
+        "sampling_scientific": arms("sampling", {"beam": 0.02, "sample": 0.0}) | {"data": ["amazon-scientific"]},
         "sizes": sizes((3.0, 2.6, 2.3, 2.1)),
         "transfer": systems("transfer", {"untrained": 0.1, "rl_only": 0.2, "sft": 0.3})[0],
         "scaling": {"benchmark": "scaling", "command": "python benchmarks/scaling.py", "seeds": [0]},
@@ -58,18 +58,60 @@ def test_a_result_without_machine_or_commit_says_what_it_has():
     assert made_by({"command": "x", "seeds": 3}) == "`x`; 3 seeds."
 
 
-def test_a_summary_is_taken_without_the_paths_of_its_data(tmp_path):
-    summary = stored()["variants"] | {
-        "command": "sidgym bench variants --data.path /home/me/data/amazon --seeds 3",
-        "config": 'name = "x"\n[data]\npath = "/home/me/data/amazon"\n[policy]\npath = ""\n',
-    }
+def summary_of(tmp_path, path, command, more="", benchmark="variants"):
+    """A contest's summary.json on the log in ``path``."""
+    config = f'out = "/home/me/out"\n[data]\nname = "amazon"\npath = {json.dumps(path)}\n{more}'
+    told = stored()["variants"] | {"benchmark": benchmark, "command": command, "config": config}
     source = tmp_path / "summary.json"
-    source.write_text(json.dumps(summary))
+    source.write_text(json.dumps(told))
+    return source
+
+
+def test_a_summary_is_taken_without_the_paths_of_its_data(tmp_path):
+    path = "/home/mé/data/amazon-scientific"
+    source = summary_of(tmp_path, path, f"sidgym bench variants --data.path {path} --seeds 3", '[policy]\npath = ""\n')
     kept = json.loads(take("variants_scientific", source, tmp_path).read_text())
     assert kept["command"] == "sidgym bench variants --data.path DATA --seeds 3"
-    assert "/home/me" not in json.dumps(kept)
-    assert kept["objectives"] == json.loads(json.dumps(summary["objectives"]))
+    assert 'path = "DATA"' in kept["config"]
+    assert "/home" not in json.dumps(kept)
+    assert kept["objectives"] == json.loads(json.dumps(stored()["variants"]["objectives"]))
+    assert kept["data"] == ["amazon-scientific"]
     assert set(contests_in(read_results(tmp_path))) == {"summary", "variants_scientific"}
+    assert "## variants: Amazon Industrial & Scientific" in page({"variants_scientific": kept})
+
+
+@pytest.mark.parametrize("given", ["--data.path {0} --second-path {1}", "--second-path={1} --data.path {0}"])
+@pytest.mark.parametrize("folders", [("amazon-beauty", "amazon-sports"), ("all", "all/amazon-beauty")])
+def test_the_first_catalogue_is_the_first_whatever_paths_look_like(tmp_path, given, folders):
+    paths = [f"/d/{folder}" for folder in folders]
+    source = summary_of(tmp_path, paths[0], f"sidgym bench transfer {given.format(*paths)}", benchmark="transfer")
+    kept = json.loads(take("transfer_beauty", source, tmp_path).read_text())
+    assert kept["command"] == f"sidgym bench transfer {given.format('DATA', 'DATA2')}"
+    assert kept["data"] == [folder.rpartition("/")[2] for folder in folders]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("sizes", "amazon-scientific"), ("sizes_beauty", "amazon-scientific"), ("sizes_scientific", "Amazon_Beauty"),
+     ("sizes_scientific", "industrial")],
+)  # fmt: skip
+def test_a_name_that_says_other_data_is_refused(tmp_path, name, folder):
+    source = summary_of(tmp_path, f"/d/{folder}", "sidgym bench scaling")
+    with pytest.raises(ValueError, match=f"is of {folder}, which '{name}' does not say"):
+        take(name, source, tmp_path)
+
+
+def test_a_log_without_a_known_name_is_called_as_its_folder(tmp_path):
+    source = summary_of(tmp_path, "/d/industrial", "sidgym bench variants")
+    kept = json.loads(take("variants_industrial", source, tmp_path).read_text())
+    text = page({"variants_industrial": kept})
+    assert "## variants: industrial" in text
+    assert "simulated store" not in text
+    (tmp_path / "summary.json").write_text(
+        json.dumps(stored()["variants"] | {"config": '[data]\nname = "simulator"\n'})
+    )
+    with pytest.raises(ValueError, match=r"take a name such as variants$"):
+        take("variants_beauty", tmp_path / "summary.json", tmp_path)
 
 
 def test_no_other_result_is_written_over(tmp_path):
@@ -86,3 +128,29 @@ def test_no_other_result_is_written_over(tmp_path):
 
 def test_the_stored_page_is_that_of_the_stored_results():
     assert (RESULTS.parent / "RESULTS.md").read_text(encoding="utf-8") == page(read_results())
+
+
+def test_the_table_of_baselines_says_sizes_rules_and_where_settings_come_from():
+    means = {metric: {"mean": 0.04} for metric in ("r@5", "r@10", "n@5", "n@10")}
+    near = {"figures": dict.fromkeys(means, 0.0401), "matches": ["left_out"], "within_10_percent": True}
+    row = means | {
+        "repeats": False,
+        "allowed": {"n@10": 0.0333},
+        "parameters": 2_263_632,
+        "settings_from": "scientific",
+    }
+    far = {"figures": dict.fromkeys(means, 0.09), "matches": [], "within_10_percent": False}
+    row |= {"published": {"A, table 1": near, "B": far}, "differs": "smaller"}
+    result = {"command": "x", "stores": {"beauty": {"tiger": row}}, "devices": ["NVIDIA H200", "cpu"]}
+    text = page({"baselines": result})
+    assert "| tiger | 0.0400 | 0.0400 | 0.0400 | 0.0400 | 0.0333 | 2,263,632 |" in text
+    assert "A, table 1 0.0401 0.0401 0.0401 0.0401 (within 10 %, history left out); B 0.0900" in text
+    assert (
+        "items of the history are left out of all lists. Settings are those that validated best on scientific." in text
+    )
+    assert "Trained on NVIDIA H200, cpu." in text
+    row |= {"repeats": True, "settings_from": "beauty"}
+    text = page({"baselines": result | {"devices": ["cpu"]}})
+    assert "lists may hold items of the history" in text
+    assert "validated best on" not in text
+    assert "Trained on" not in text

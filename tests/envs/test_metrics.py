@@ -93,6 +93,8 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         metrics.rank_metrics(items, np.array([1]), (0,))
     with pytest.raises(ValueError, match="Did you mean 'ndcg'"):
         metrics.rank_metrics(items, np.array([1]), (1,), metrics=("ndgc",))
+    with pytest.raises(ValueError, match=r"different names.*ndcg would be lost"):
+        metrics.rank_metrics(items, np.array([1]), (1,), metrics=("ndcg", f"{__name__}:ndcg"))
     with pytest.raises(ValueError, match="shape"):
         metrics.rank_by_score(items, np.zeros((1, 3)))
     monkeypatch.setitem(metrics.METRICS, "broken", nan_metric)

@@ -1,32 +1,33 @@
-"""``sidgym bench variants`` without training: arms, options, the line a trial, progress, the estimate, the page."""
+"""``sidgym bench variants`` without training: arms, options, progress, the estimate, the page."""
 
 import io
 import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html import escape
 
 import numpy as np
 import pytest
 from test_report import Page
 
-from sidgym.agents.config import RlConfig
+from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.benchmarks.arms_summary import CONTROL, Trial, summarise_arms
 from sidgym.benchmarks.arms_words import failures, verdict
-from sidgym.envs.records import PAD_ITEM
 from sidgym.envs.segments import Bands
-from sidgym.launch import bench_trials
+from sidgym.envs.splits import load_splits
 from sidgym.launch.bench import OBJECTIVES, PRESETS, make_bench, make_parser, run_bench_command
-from sidgym.launch.bench_arms import arm_name, differences, settings_of, with_arms
+from sidgym.launch.bench_arms import arm_name, differences, rewards_of, settings_of, with_arms
 from sidgym.launch.bench_estimate import makespan
-from sidgym.launch.bench_figures import arm_styles
+from sidgym.launch.bench_figures import arm_styles, cost_section, pair_section
 from sidgym.launch.bench_report import console_table, write_report
 from sidgym.launch.bench_runs import Step, setting_of
 from sidgym.launch.bench_table import TrialTable
+from sidgym.launch.builders import build_data
 from sidgym.launch.charts import band_chart, interval_chart, path_chart, styles
 from sidgym.launch.config import load_config
+from sidgym.launch.pipeline import make_plan
 from sidgym.launch.schema import ConfigError, RunConfig
 
 HOSTILE = "<script>alert('1')</script> & \"co\""
@@ -91,6 +92,76 @@ def test_objectives_of_ones_own_go_by_their_names(tmp_path, monkeypatch):
         with_arms(config, ["nll", "sft"])
 
 
+def test_no_objective_of_ones_own_takes_anothers_name(tmp_path, monkeypatch):
+    (tmp_path / "own_three.py").write_text(
+        "from sidgym.agents.objectives import policy_gradient as grpo\nslow = nll_only = grpo\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = RunConfig(name="x", arms={"slow": RlConfig(lr=1e-5), "own_three-slow": RlConfig(lr=1.0)})
+    for order in (["own_three:grpo", "grpo"], ["grpo", "own_three:grpo"]):
+        arms = {name: rl.objective for name, rl in with_arms(config, order).arms.items()}
+        assert arms == {"own_three-grpo": "own_three:grpo", "grpo": "grpo", CONTROL: "nll"}
+    assert list(with_arms(config, ["own_three:nll_only"]).arms) == ["own_three-nll_only", CONTROL]
+    with pytest.raises(ConfigError, match="would go by the name 'own_three-slow', as another one does"):
+        with_arms(config, ["own_three-slow", "own_three:slow"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--metric", "ndgc@10"], "got 'ndgc@10'"),
+        (["--metric", "hr@10", "--eval.ks", "5", "20"], "got 'hr@10'"),
+        (["--metric", "preference@10", "--data.name", "movielens"], "got 'preference@10'"),
+        (["--data.name", "movielens", "--eval.ks", "5", "20"], "got 'ndcg@10'"),
+    ],
+)
+def test_a_metric_that_will_not_be_measured_is_refused_before_training(given, said):
+    with pytest.raises(ConfigError, match=said):
+        asked("--objectives", "grpo", *given)
+    assert asked("--metric", "hr@5").metric == "hr@5"
+    assert asked("--metric", "mrr@5", "--eval.metrics", "mrr").metric == "mrr@5"
+
+
+LOG = """
+import numpy as np
+from sidgym.envs.datasets import DataSet
+from sidgym.envs.records import Catalogue, Interactions
+
+
+def load(config, seed):
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(80), 8)
+    titles = [f"thing {n}" for n in range(30)]
+    catalogue = Catalogue(np.array(titles), titles, titles, [()] * 30)
+    order = np.tile(np.arange(8), 80)
+    return DataSet("own", catalogue, Interactions(user, rng.integers(0, 30, len(user)), order))
+"""
+
+
+def test_a_log_is_cut_alike_for_all_seeds_of_a_contest(tmp_path, monkeypatch):
+    (tmp_path / "own_log.py").write_text(LOG)
+    monkeypatch.syspath_prepend(tmp_path)
+    bench = asked("--data.name", "own_log:load", "--seeds", "2", "--seed", "4", "--out", str(tmp_path / "out"))
+    tested = []
+    for run in (*bench.runs(), replace(bench.config, split_seed="seed", seed=5, name="apart")):
+        work = tmp_path / f"work-{len(tested)}"
+        work.mkdir()
+        build_data(run, work, None, "data")
+        tested.append(load_splits(work).test.user.tolist())
+    assert tested[0] == tested[1] != tested[2]
+    plans = [make_plan(run) for run in (bench.config, replace(bench.config, split_seed="seed"))]
+    assert plans[0].stages["data"].hash != plans[1].stages["data"].hash
+    assert setting_of(bench.config) != setting_of(replace(bench.config, split_seed=5))
+    for given in ([], ["--data.name", "movielens", "--data.split", "leave_one_out"]):
+        assert asked(*given).config.split_seed == "seed"
+
+
+def test_rewards_are_told_in_words():
+    terms = [asdict(term) for term in (RewardConfig("rule"), RewardConfig("rank", 0.5, {"k": 5, "gate": False}))]
+    assert rewards_of(terms) == "rule + 0.5 rank (k=5, gate=False)"
+    assert rewards_of([]) == ""
+
+
 def test_differences_are_told_with_what_empty_settings_stand_for():
     told = differences({name: settings_of(RlConfig(objective=name)) for name in ("grpo", "dapo", "rloo")})
     assert told["dapo"]["refills"] == 3
@@ -106,6 +177,17 @@ def test_trials_of_different_settings_are_not_compared(tmp_path):
         assert setting_of(other) not in hashes
 
 
+def test_an_edited_reward_is_another_setting(tmp_path, monkeypatch):
+    source = tmp_path / "own_reward.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    config = replace(load_config(None), rl=RlConfig(rewards=(RewardConfig("own_reward:fresh"),)))
+    hashes = []
+    for text in ("fresh = 1", "fresh = 2", "fresh = 1"):
+        source.write_text(text)
+        hashes.append(setting_of(config))
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
 @pytest.mark.parametrize(
     ("given", "said"), [(["nothing"], "invalid choice"), (["variants", "--seeds", "0"], "expected at least 1")]
 )
@@ -116,49 +198,7 @@ def test_malformed_commands_are_explained(given, said, capsys):
     assert said in capsys.readouterr().err
 
 
-# Trials --------------------------------------------------------------------------------------------------------------
-
-
-def test_lines_are_appended_and_a_cut_one_spoils_no_other(tmp_path):
-    bench_trials.append_line(tmp_path, {"a": 1})
-    with (tmp_path / bench_trials.RESULTS).open("a") as file:
-        file.write('{"a": 2, "b')
-    bench_trials.append_line(tmp_path, {"a": 3})
-    assert bench_trials.read_lines(tmp_path) == [{"a": 1}, {"a": 3}]
-    assert bench_trials.read_lines(tmp_path / "nowhere") == []
-
-
-def test_the_newest_line_of_a_trial_counts_if_its_results_stand(tmp_path):
-    folder = tmp_path / "seed-0" / "evaluate" / "rl_grpo"
-    folder.mkdir(parents=True)
-    (folder / "stage.json").write_text(json.dumps({"complete": True, "inputs_hash": "new"}))
-    line = {"system": "grpo", "seed": 0, "run": "seed-0", "setting": "s", "key": "new"}
-    lines = [
-        {**line, "key": "old"},
-        {**line, "n": 1},
-        {**line, "n": 2},
-        {**line, "setting": "t"},
-        {**line, "seed": 1, "run": "seed-1"},
-    ]
-    assert bench_trials.newest(lines, tmp_path, "s") == [{**line, "n": 2}]
-
-
-def test_shares_of_head_and_tail_by_hand():
-    counts = np.array([6, 3, 2, 1, 0])  # a third of 12 events: item 0; the next: items 1 (and what begins before 8)
-    items = np.array([[0, 4, PAD_ITEM], [PAD_ITEM] * 3])
-    found = bench_trials.exposed(items, counts)
-    assert found["popular@10"].tolist() == [0.5, 0.0]
-    assert found["tail@10"].tolist() == [0.5, 0.0]
-
-
-def test_the_shape_of_a_model_is_read_from_its_checkpoint(tmp_path):
-    path = tmp_path / "config.json"
-    shape = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 16, "vocab_size": 30}
-    path.write_text(json.dumps({**shape, "num_attention_heads": 2}))
-    model = bench_trials.decoder_of(path)
-    assert (model.kv_heads, model.head_dim, model.weights) == (2, 4, 2 * (4 * 8 * 8 + 3 * 8 * 16) + 8 * 30)
-    path.write_text(json.dumps({"model_type": "gpt2", "n_layer": 2}))
-    assert bench_trials.decoder_of(path) is None
+# Progress ------------------------------------------------------------------------------------------------------------
 
 
 def test_makespan_gives_jobs_to_whoever_is_free():
@@ -258,8 +298,22 @@ def test_the_page_answers_its_questions(tmp_path):
         "Where each fails",
     ):
         assert head in text
-    assert "Missing: Variants, seed 9 could not be trained." in text
+    assert "Missing: Variants, seed 9 is not finished." in text
     assert text.count('<svg class="chart"') >= 4 + 4 + 1 + 4  # differences, curves, hacking, cost
+
+
+def test_dots_are_full_where_a_difference_is_shown_after_correction():
+    summary, style = make_summary(), arm_styles(["sft", CONTROL, "grpo", "ecpo"])
+    hollow = [pair_section({**summary, "pairs": [p | {"p_holm": p_holm} for p in summary["pairs"]]}, style)
+              for p_holm in (0.001, 0.06)]  # fmt: skip
+    assert all(pair["low"] > 0 for pair in summary["pairs"] if pair["b"] == "sft")  # by itself
+    assert [text.count("var(--paper)") for text in hollow] == [0, 2 * 5]
+
+
+def test_rewards_of_their_own_share_no_chart_of_cost():
+    summary, style = make_summary(), arm_styles(["sft", CONTROL, "grpo", "ecpo"])
+    assert "Validation reward by" in cost_section(summary, style)
+    assert "Validation reward by" not in cost_section(summary | {"own_rewards": True}, style)
 
 
 def test_the_page_escapes_what_it_is_told(tmp_path):

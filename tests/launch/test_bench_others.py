@@ -13,6 +13,7 @@ from sidgym.launch import bench_scaling, bench_transfer
 from sidgym.launch.cli import main
 
 pytestmark = pytest.mark.slow
+SHORT = ("--rl.steps", "4", "--rl.eval-every", "2")
 
 
 def bench(folder, name, *options):
@@ -34,7 +35,7 @@ def done(tmp_path_factory):
         "sampling": bench(folder, "sampling", "--seeds", "1"),
         "normalise": bench(folder, "normalise", "--seeds", "1"),
         "scaling": bench(folder, "scaling", "--seeds", "1", "--sizes", "xs", "s", "m", "l"),
-        "transfer": bench(folder, "transfer", "--seeds", "1"),
+        "transfer": bench(folder, "transfer", "--seeds", "1", *SHORT),
     }
     return folder, found
 
@@ -44,10 +45,14 @@ def test_every_contest_tells_its_arms(done):
     assert set(found["sampling"]["objectives"]) == {
         "sft", "nll_only", "beam", "sample", "top_k", "dynamic", "stochastic_beam",
     }  # fmt: skip
-    assert set(found["normalise"]["objectives"]) == {"sft", "nll_only", "trie", "vocab"}
+    assert set(found["normalise"]["objectives"]) == {"sft", "nll_only", "trie", "vocab", "trie_sr", "vocab_sr"}
     assert set(found["sampling"]["contexts_equal"].values()) == {True}
     rollouts = {name: one["rollouts"] for name, one in found["sampling"]["objectives"].items() if name != "sft"}
-    assert len(set(rollouts.values())) == 1
+    assert rollouts["dynamic"] == 1.5 * rollouts["beam"]  # what is drawn and left out counts, too
+    assert len({count for name, count in rollouts.items() if name != "dynamic"}) == 1
+    rewards = {name: told["rewards"] for name, told in found["rewards"]["settings"].items()}
+    assert (rewards["rule"], rewards["ungated"]) == ("rule", "gated (gate=False)")
+    assert found["rewards"]["own_rewards"]
     assert found["rewards"]["failed"] == []
     assert found["rewards"]["objectives"]["sft"]["reward"] is None
     gains = found["rewards"]["by_seed"]["collaborative"]["reward_gain"]
@@ -80,6 +85,9 @@ def test_the_new_catalogue_is_judged_by_its_own_users_and_items(done):
     folder, found = done
     summary = found["transfer"]
     assert list(summary["systems"]) == ["untrained", "rl_only", "sft", "sft_rl", "inside"]
+    assert not (folder / "transfer" / "seed-0" / "preference").exists()  # hits and ranks alone are rewarded
+    assert any("RL learns from the reward rule + rank " in note for note in summary["notes"])
+    assert any(text.startswith("rl_only is ") and " inside in NDCG@10" in text for _, text in summary["verdict"])
     with np.load(
         folder / "transfer" / "seed-0-second" / "evaluate" / "baselines" / "popularity" / "per_user.npz"
     ) as own:
@@ -108,7 +116,7 @@ def test_finished_parts_are_not_done_again(done, monkeypatch):
         monkeypatch.setattr(module, "build_stage", lambda *_: pytest.fail("everything is finished"))
     again = bench(folder, "scaling", "--seeds", "1", "--sizes", "xs", "s", "m", "l")
     assert again["systems"] == found["scaling"]["systems"]
-    assert bench(folder, "transfer", "--seeds", "1")["systems"] == found["transfer"]["systems"]
+    assert bench(folder, "transfer", "--seeds", "1", *SHORT)["systems"] == found["transfer"]["systems"]
     assert {name: lines(folder, name) for name in before} == before
 
 

@@ -2,14 +2,20 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
+from test_bench import LOG
 from test_pipeline import TINY
 from test_report import Page
 
 from sidgym.benchmarks.arms_summary import CONTROL
 from sidgym.launch import bench_runs
+from sidgym.launch.bench_ray import check_room, run_on_ray
 from sidgym.launch.cli import main
+from sidgym.launch.jobs import Bars, Job
+from sidgym.launch.schema import RunConfig
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +39,11 @@ def bench(folder, *options):
     measured = ("--rl.kl-weight", "1e-3")  # else there is no reference to be far from
     main(["bench", "variants", "--config", str(config), "--out", str(folder / "out"), *measured, *options])
     return json.loads((folder / "out" / "summary.json").read_text())
+
+
+def copied(grown, folder):
+    """The folder of the grown contest once more, to be grown in another way."""
+    return Path(shutil.copytree(grown[0], folder / "copy", symlinks=True))
 
 
 def lines(folder):
@@ -114,6 +125,46 @@ def test_a_trial_that_fails_is_told_and_goes_on_later(grown, monkeypatch, capsys
     assert "rloo" in bench(folder, "--objectives", "grpo", "rloo", "--seeds", "1")["objectives"]
 
 
+def test_one_failure_keeps_no_other_trial_from_its_turn(grown, tmp_path, monkeypatch):
+    folder = copied(grown, tmp_path)
+    built = bench_runs.build_stage
+
+    def fails(config, stage, on_progress=None):
+        if stage.name == "rl_dr_grpo":
+            raise RuntimeError("no luck")
+        built(config, stage, on_progress)
+
+    monkeypatch.setattr(bench_runs, "build_stage", fails)
+    with pytest.raises(RuntimeError, match="no luck"):
+        bench(folder, "--objectives", "dr_grpo", "gspo", "--seeds", "1", "--workers", "1")
+    told = json.loads((folder / "out" / "summary.json").read_text())
+    assert told["failed"] == ["dr_grpo, seed 0"]
+    assert "gspo" in told["objectives"]  # which came after it
+    assert told["fewer"]["gspo"] == [1]
+    assert "Missing: dr_grpo, seed 0 is not finished." in (folder / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_another_setting_in_the_same_folder_is_a_contest_of_its_own(grown, tmp_path):
+    folder = copied(grown, tmp_path)
+    before = lines(folder)
+    summary = bench(folder, "--objectives", "grpo", "--seeds", "1", "--rl.steps", "2")
+    assert set(summary["objectives"]) == {"sft", CONTROL, "grpo"}  # not ecpo, which has the old setting
+    after = lines(folder)
+    assert after[: len(before)] == before
+    assert {line["setting"] for line in after[len(before) :]} == {summary["setting"]}
+    assert {line["system"] for line in after[len(before) :]} >= {"sft", CONTROL, "grpo", "oracle"}
+
+
+def test_seeds_of_a_log_judge_the_same_users(tmp_path, monkeypatch):
+    (tmp_path / "own_bench_log.py").write_text(LOG)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ("--data.name", "own_bench_log:load", "--preference.no-enabled", "--rewards", "rule", "--rl.steps", "1")
+    summary = bench(tmp_path, "--objectives", "grpo", "--seeds", "2", *options)
+    assert summary["same_users"]
+    assert summary["own_rewards"] is False
+    assert "split_seed = 0" in summary["config"]
+
+
 def test_an_objective_and_a_reward_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "own_bench_pieces.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -139,3 +190,20 @@ def test_trials_on_ray_come_to_the_same(grown, tmp_path):
     for name in ("sft", CONTROL, "grpo"):
         assert summary["objectives"][name]["ndcg@10"] == first["objectives"][name]["ndcg@10"]
         assert summary["objectives"][name]["reward"] == first["objectives"][name]["reward"]
+
+
+@pytest.mark.ray
+def test_a_trial_on_ray_has_room_for_its_threads():
+    jobs = [Job("Nothing", bench_runs.build, (RunConfig(name="x"), ()))]
+    run_on_ray(jobs, RunConfig(name="x", workers=1, threads=2), Bars(jobs))  # or waits for ever
+
+
+def test_what_no_node_of_a_cluster_can_hold_is_refused():
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 1.0}}]
+    check_room({"CPU": 2, "GPU": 0}, nodes)
+    check_room({"CPU": 1, "GPU": 1}, nodes)
+    for asked, given in (({"CPU": 3, "GPU": 0}, nodes), ({"CPU": 2, "GPU": 1}, nodes)):
+        with pytest.raises(ValueError, match="the nodes have 2 CPUs, 0 GPUs; 1 CPUs, 1 GPUs"):
+            check_room(asked, given)
+    with pytest.raises(ValueError, match="on one node"):
+        check_room({"CPU": 2, "GPU": 0}, [nodes[0] | {"Alive": False}])

@@ -1,6 +1,8 @@
 """Contests of sets of arms without training: what differs between arms, models of their own, shared codes."""
 
+from argparse import Namespace
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from sidgym.envs.records import Catalogue
 from sidgym.launch.bench import make_bench, make_parser, run_bench_command
 from sidgym.launch.bench_codes import shared_tables
 from sidgym.launch.bench_runs import PREFERENCE, rounds, share_stages
-from sidgym.launch.bench_scaling import SIZES, sized
+from sidgym.launch.bench_scaling import SIZES, make_contest, setting_of, sized
 from sidgym.launch.bench_sets import COLLABORATIVE, SETS
+from sidgym.launch.bench_transfer import PRESETS as TRANSFER
 from sidgym.launch.bench_transfer import on_catalogue, runs_of
 from sidgym.launch.config import load_config
 from sidgym.launch.pipeline import check_names
@@ -25,30 +28,79 @@ def asked(name, *given):
     return make_bench(name, options, rest, [name, *given])
 
 
+OWN = {"sampling": {"mode"}, "rewards": {"rewards"}, "normalise": {"normalise", "objective", "nll_weight"}}
+"""Set -> the settings that tell its arms apart; a learning rate besides may be each arm's own."""
+
+
 @pytest.mark.parametrize("preset", ["quick", "full"])
 @pytest.mark.parametrize("name", sorted(SETS))
 def test_arms_differ_in_what_the_set_says_and_in_nothing_else(name, preset):
     bench = asked(name, "--preset", preset)
     assert list(bench.config.arms) == [*SETS[name].arms, CONTROL]
-    own = {field for arm in SETS[name].arms.values() for field in arm}
-    assert len(own) == 1
     for field in fields(bench.config.rl):
         values = [getattr(bench.config.arms[arm], field.name) for arm in SETS[name].arms]
         alike = all(value == values[0] for value in values)
-        assert alike != (field.name in own), field.name
+        assert alike != (field.name in OWN[name]) or field.name == "lr", field.name
     assert bench.config.directory.name == f"bench-{name}-{preset}"
+    assert bench.config.preference.enabled == (name == "rewards")  # no model is fitted that nobody reads
     check_names(bench.config)
 
 
 def test_the_control_is_the_same_in_all_and_options_reach_every_arm():
-    bench = asked("sampling", "--arms", "beam", "sample", "--rl.steps", "7", "--rl.lr", "5e-5", "--rewards", "rule")
-    assert list(bench.config.arms) == ["beam", "sample", CONTROL]
-    assert {bench.config.arms[arm].steps for arm in ("beam", "sample")} == {7}
-    assert {bench.config.arms[arm].lr for arm in ("beam", "sample")} == {5e-5}
-    assert {tuple(t.name for t in bench.config.arms[arm].rewards) for arm in ("beam", "sample")} == {("rule",)}
+    given = ("--arms", "beam", "sample", "grpo_sr", "--rl.steps", "7", "--rl.lr", "5e-5", "--rewards", "rule")
+    bench = asked("sampling", *given)
+    arms = ("beam", "sample", "grpo_sr")
+    assert list(bench.config.arms) == [*arms, CONTROL]
+    assert {bench.config.arms[arm].steps for arm in arms} == {7}
+    assert {bench.config.arms[arm].lr for arm in arms} == {5e-5}
+    assert {tuple(t.name for t in bench.config.arms[arm].rewards) for arm in arms} == {("rule",)}
+    assert bench.config.arms["grpo_sr"].objective == "grpo_sr"
     assert bench.config.arms[CONTROL].objective == "nll"
+    own = asked("sampling", "--arms", "beam", "grpo_sr", "--rl.lr", "5e-5", "--arms.grpo_sr.lr", "2e-5").config.arms
+    assert (own["beam"].lr, own["grpo_sr"].lr) == (5e-5, 2e-5)
     with pytest.raises(ConfigError, match="no way of drawing 'nothing'; known: beam"):
         asked("sampling", "--arms", "nothing")
+
+
+def test_every_arm_may_have_a_learning_rate_of_its_own(monkeypatch):
+    rates = {name: 10.0 ** -(3 + number) for number, name in enumerate(SETS["sampling"].arms)}
+    arms = {name: {**own, "lr": rates[name]} for name, own in SETS["sampling"].arms.items()}
+    changed = replace(SETS["sampling"], arms=arms, chosen="As somebody chose.")
+    monkeypatch.setattr("sidgym.launch.bench.SETS", {**SETS, "sampling": changed})
+    bench = asked("sampling")
+    assert {name: bench.config.arms[name].lr for name in rates} == rates
+    assert bench.notes[-1] == (
+        "Learning rates: beam 0.001, sample 0.0001, top_k 1e-05, dynamic 1e-06, stochastic_beam 1e-07; the control's "
+        "is 0.0001. As somebody chose."
+    )
+    assert {asked("sampling", "--rl.lr", "3e-4").config.arms[name].lr for name in rates} == {3e-4}
+
+
+def test_the_rates_of_a_set_are_those_of_the_presets_store_alone(tmp_path):
+    there = asked("sampling", "--config", "objectives_scientific", "--data.path", str(tmp_path))
+    assert {arm.lr for arm in there.config.arms.values()} == {3e-5}
+    assert there.notes[-1].startswith("Learning rates: 3e-05 for every arm; the control's is 3e-05. They are those of ")
+    here = asked("sampling")
+    assert "0.001 for every arm; the control's is 0.0001. That one was chosen for beams" in here.notes[-1]
+    other = asked("sampling", "--rl.lr", "1e-3")  # the same rate, asked for
+    assert other.config.arms == here.config.arms
+
+
+def test_notes_tell_the_reward_that_arms_learn_from():
+    assert "All arms learn from the reward rule + rank." in asked("sampling").notes
+    assert "All arms learn from the reward rule." in asked("sampling", "--rewards", "rule").notes
+    assert not any("All arms learn from" in note for note in asked("rewards").notes)
+
+
+def test_grpo_sr_stands_beside_grpo_under_both_softmaxes():
+    arms = asked("normalise").config.arms
+    told = {name: (arm.normalise, arm.objective, arm.nll_weight) for name, arm in arms.items() if name != CONTROL}
+    assert told == {
+        "trie": ("trie", "grpo", 0.0),
+        "vocab": ("vocab", "grpo", 0.0),
+        "trie_sr": ("trie", "grpo_sr", 0.1),
+        "vocab_sr": ("vocab", "grpo_sr", 0.1),
+    }
 
 
 def test_the_collaborative_arm_has_a_model_and_a_run_of_its_own(tmp_path):
@@ -77,17 +129,55 @@ def test_all_commands_have_a_help(capsys):
         assert f"sidgym bench {name}" in capsys.readouterr().out
 
 
-def test_sizes_grow_and_wider_models_learn_more_slowly():
-    config = load_config(None)
+@pytest.mark.parametrize("width", [64, 128])
+def test_sizes_grow_and_wider_models_learn_more_slowly(width):
+    config = load_config(None, ["--policy.hidden-size", str(width)])
     made = [sized(config, size) for size in SIZES]
     widths = [one.policy.hidden_size for one in made]
     assert widths == sorted(widths)
     assert len(set(widths)) == len(SIZES) >= 4
     rates = [one.sft.lr * one.policy.hidden_size**0.5 for one in made]
     assert rates == pytest.approx([rates[0]] * len(rates))
-    assert sized(config, "m").sft.lr == config.sft.lr
+    assert sized(config, {64: "m", 128: "l"}[width]).sft.lr == config.sft.lr  # at the configured width the configured
     with pytest.raises(ConfigError, match="at least 4 sizes"):
         run_bench_command(["scaling", "--sizes", "xs", "s", "m", "--dry-run"])
+
+
+def test_sizes_that_are_made_otherwise_are_no_trials_of_one_setting(monkeypatch):
+    config = load_config(None)
+    plain = setting_of(config)
+    assert setting_of(replace(config, seed=7, policy=replace(config.policy, layers=9))) == plain  # of each size its own
+    changes = {"merge_items": True, "architecture": "llama", "text_vocabulary": 7, "hidden_size": 32, "dropout": 0.5}
+    others = [setting_of(replace(config, policy=replace(config.policy, **{k: v}))) for k, v in changes.items()]
+    others.append(setting_of(replace(config, split_seed=3)))
+    monkeypatch.setitem(SIZES, "xs", {**SIZES["xs"], "layers": 2})
+    assert len({plain, *others, setting_of(config)}) == len(changes) + 3
+
+
+def test_sizes_are_judged_on_one_split_of_a_log(tmp_path):
+    options = Namespace(preset="quick", sizes=None, config=None, out=tmp_path / "x", seeds=2)
+    log = ["--data.name", "amazon", "--data.path", str(tmp_path), "--data.split", "by_user", "--seed", "4"]
+    contest, _ = make_contest(options, log, "")
+    assert contest.config.split_seed == 4
+    assert "configured width, 64, times sqrt(64 / width)" in contest.notes[1]
+    assert make_contest(options, [], "")[0].config.split_seed == "seed"
+
+
+@pytest.mark.parametrize("name", ["scaling", "transfer", "sampling"])
+@pytest.mark.parametrize("seeds", ["0", "-1"])
+def test_contests_have_at_least_one_seed(name, seeds, capsys):
+    with pytest.raises(SystemExit):
+        run_bench_command([name, "--seeds", seeds])
+    told = capsys.readouterr().err
+    assert "--seeds" in told
+    assert "at least 1" in told
+
+
+@pytest.mark.parametrize("preset", list(TRANSFER))
+def test_rl_learns_from_hits_and_ranks_before_it_is_asked_about_another_catalogue(preset):
+    config = load_config(Path(TRANSFER[preset].config), TRANSFER[preset].options)
+    assert [term.name for term in config.rl.rewards] == ["rule", "rank"]
+    assert not config.preference.enabled
 
 
 # Two catalogues with one codebook -------------------------------------------------------------------------------------

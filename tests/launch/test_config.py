@@ -24,6 +24,7 @@ SHIPPED = {
     "amazon_scientific": RunConfig,
     "demo": RunConfig,
     "objectives": RunConfig,
+    "objectives_beauty": RunConfig,
     "objectives_scientific": RunConfig,
     "sessions": RunConfig,
 }

@@ -43,6 +43,15 @@ def test_a_failure_elsewhere_brings_its_reason(tmp_path):
     assert (tmp_path / "a").exists(), "what ran beside it was finished"
 
 
+def test_with_one_worker_too_the_rest_goes_on(tmp_path):
+    jobs = [Job("Refusing", refuse, ("at first",)), Job("Writing", write, (str(tmp_path / "a"), "done"))]
+    jobs.append(Job("Refusing again", refuse, ("at last",)))
+    with pytest.raises(LookupError, match="at first") as failed:
+        run_jobs(jobs, 1)
+    assert (tmp_path / "a").exists()
+    assert failed.value.__notes__ == ["Refusing again failed, too: LookupError: at last"]
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
