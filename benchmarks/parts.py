@@ -8,10 +8,18 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Part = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Aside:
+    """An argument that changes no figure, such as a device or where the data lie."""
+
+    value: Any
 
 
 def in_parts(
@@ -44,6 +52,6 @@ def _part(judge: Callable[..., Part], name: str, arguments: Sequence[Any], folde
 
 
 def fingerprint(arguments: Sequence[Any]) -> str:
-    """A hash of a part's arguments; where files stand does not count."""
-    told = repr([value for value in arguments if not isinstance(value, Path)])
+    """A hash of a part's arguments; where files stand and what is ``Aside`` do not count."""
+    told = repr([value for value in arguments if not isinstance(value, Path | Aside)])
     return hashlib.sha256(told.encode()).hexdigest()

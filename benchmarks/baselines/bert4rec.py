@@ -4,8 +4,11 @@ A bidirectional transformer: width 64, 2 layers of 2 heads, feed-forward of 4 wi
 ``mask`` of the items hidden (0.6 on Beauty, 0.2 on dense data), as published; the logits are the inner product with the
 item vectors behind a linear layer with GELU and a norm, plus a bias an item. A history is answered by a hidden place
 behind it, and in a tenth of the training sequences the last item alone is hidden, since that is what will be asked.
-Left out: the paper's ten copies of the data with masks of their own, for which every epoch draws new ones, and hidden
-places that keep their item or show another one. It needs several times as many epochs as SASRec.
+Norms stand before attention and feed-forward, with one behind the last block and none behind the embeddings, where the
+paper has BERT's, behind each; the learning rate is constant, where the paper's falls from 1e-4 to 0 with weight decay
+0.01 and gradients cut to 5. Left out: the paper's ten copies of the data with masks of their own, for which every epoch
+draws new ones, and hidden places that keep their item or show another one. It needs several times as many epochs as
+SASRec.
 """
 
 from dataclasses import dataclass

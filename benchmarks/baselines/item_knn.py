@@ -4,7 +4,8 @@ Two items are alike when the same users took both: the cosine of their columns i
 ``shrink`` added to the denominator so that few common users count little, and only an item's ``neighbours`` most alike
 kept. An item is scored by the sum over the history of its likeness to each item there, an item that lies ``a`` steps
 back weighing ``decay ** a`` (1: order plays no role, as published). Ferrari Dacrema et al. (RecSys 2019), whose search
-is over 5 to 1,000 neighbours and a shrink of 0 to 1,000, found it hard to beat when tuned. Left out: other likenesses.
+is over 5 to 1,000 neighbours and a shrink of 0 to 1,000, found it hard to beat when tuned. Left out: other
+likenesses, and taking what the user has out of the list, which ``lists`` does for every system.
 
 Symbols: B contexts, T history length, U users, N items.
 """

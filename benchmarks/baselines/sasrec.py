@@ -7,7 +7,8 @@ The network is that of the preference model ``sasrec`` (``envs.preference.sasrec
     softmax   cross-entropy over all items, the strong form (Klenitskiy and Vasilev, RecSys 2023)
     sampled   binary cross-entropy against one uniform negative, as published: the row of papers' tables
 
-Left out: nothing of the paper.
+Left out: the paper draws negatives from what the user has not; here they come from all items, of which about one in a
+thousand is the user's own.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ Vasilev, RecSys 2023; Petrov and Macdonald, RecSys 2023). Left out: the networks
 Symbols: B rows, t places, T longest history, W width, N items, C targets.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from sidgym.benchmarks.baselines.lists import judged
 from sidgym.benchmarks.baselines.protocol import BaselineData, OnEpoch, check_k
 from sidgym.benchmarks.baselines.training import Plan, Training
-from sidgym.envs.metrics import ndcg
-from sidgym.envs.records import PAD_ITEM, Episodes, Sequences
+from sidgym.envs.records import PAD_ITEM, Sequences
 
 CELLS = 1 << 24
 """Logits that are held at once, 64 MiB; with their softmax and gradients training needs some ten times that."""
@@ -115,7 +115,7 @@ class SequentialBaseline:
                 yield torch.from_numpy(part).to(plan.device)
 
         training = Training(
-            network, plan, seed, batches, network.loss, lambda: judged(model.rank, valid, data.num_items)
+            network, plan, seed, batches, network.loss, lambda: judged(model.rank, valid, data), data.fingerprint
         )
         model.report = training.run(directory, on_epoch) | {"settings": asdict(plan)}
         return model
@@ -144,11 +144,6 @@ class SequentialBaseline:
     @property
     def _device(self) -> torch.device:
         return self.network.item.weight.device
-
-
-def judged(rank: Callable[[np.ndarray, int], np.ndarray], valid: Episodes, num_items: int) -> float:
-    """NDCG@10 of a baseline's lists on validation contexts."""
-    return float(ndcg(rank(valid.history, min(10, num_items)), valid.target, 10).mean())
 
 
 def recent(history: np.ndarray, length: int) -> Tensor:

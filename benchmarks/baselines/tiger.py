@@ -1,13 +1,14 @@
 """TIGER: the next item's Semantic ID, generated (Rajput et al., "Recommender Systems with Generative Retrieval", 2023).
 
 Every prefix of a training sequence is an example: an encoder reads the SID tokens of its last 20 items, a decoder says
-the next item's SID. Lists come from beam search in the trie, so that every beam is an item; beams are ranked by
-probabilities over all codes of a level, as in the paper, or over the valid ones (``normalise``). The paper's network
-has 4 + 4 layers of width 128, 6 heads of 64, feed-forward 1024 and dropout 0.1, and learns for 200,000 steps of 256
-examples with a learning rate of 0.01 that falls with the inverse square root after 10,000 steps (of T5X's Adafactor;
-for AdamW 1e-3 stands here). That is some 390 passes over Beauty, of half an hour each on one CPU thread: the defaults
-are a network for a CPU, ``PUBLISHED`` is the paper's. Left out: the token of the user, and the RQ-VAE, since SIDs are
-given; items that share a SID follow each other in the list.
+the next item's SID. Lists come from beam search in the trie, so that every beam is an item, to which the paper's are
+not held; beams are ranked by probabilities over all codes of a level, where the paper's softmax is over the whole
+vocabulary, or over the valid ones (``normalise``). The paper's network has 4 + 4 layers of width 128, 6 heads of 64,
+feed-forward 1024 and dropout 0.1, and learns for 200,000 steps of 256 examples with a learning rate of 0.01 that falls
+with the inverse square root after 10,000 steps (of T5X's Adafactor; for AdamW 1e-3 stands here). That is some 390
+passes over Beauty, of half an hour each on one CPU thread by arithmetic: the defaults are a network for a CPU,
+``PUBLISHED`` is the paper's, which is in no trial. Left out: the token of the user, and the RQ-VAE, since SIDs are
+given.
 
 Symbols: B contexts, T history length, L levels, W beams.
 """
@@ -23,8 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sidgym.agents.evaluate import first_places
+from sidgym.benchmarks.baselines.lists import judged
 from sidgym.benchmarks.baselines.protocol import BaselineData, OnEpoch, check_k
-from sidgym.benchmarks.baselines.sequential import alike, judged, recent
+from sidgym.benchmarks.baselines.sequential import alike, recent
 from sidgym.benchmarks.baselines.tiger_network import TigerNetwork, TigerShape
 from sidgym.benchmarks.baselines.training import Plan, Training
 from sidgym.envs.records import PAD_ITEM, Sequences
@@ -48,7 +50,7 @@ class TigerSettings(Plan):
     inverse_sqrt: bool = True
     weight_decay: float = 0.01
     clip: float = 1.0
-    eval_users: int = 2000
+    eval_users: int = 4000
     width: int = 96
     layers: int = 2
     heads: int = 4
@@ -106,7 +108,10 @@ class Tiger:
         def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
             return sid_loss(network, *batch)
 
-        training = Training(network, plan, seed, batches, loss, lambda: judged(model.rank, valid, data.num_items))
+        def judge() -> float:  # the epoch is chosen with no more beams than these; trials are compared with all
+            return judged(model.rank, valid, data, spare=max(plan.beam - 10, 0))
+
+        training = Training(network, plan, seed, batches, loss, judge, data.fingerprint)
         model.report = training.run(directory, on_epoch) | {"settings": asdict(plan)}
         return model
 

@@ -38,7 +38,7 @@ class Plan:
     """Sequences (TIGER: prefixes) a step."""
     lr: float = 1e-3
     weight_decay: float = 0.0
-    """Of AdamW, on matrices that are no embeddings."""
+    """Of AdamW, on whatever has two dimensions or more and is no embedding."""
     warmup: int = 0
     """Steps over which the learning rate rises."""
     inverse_sqrt: bool = False
@@ -83,14 +83,15 @@ class Position:
 class Training:
     """Trains ``network`` in place; make it and call ``run``.
 
-    ``batches(rng)`` gives an epoch's batches, ``loss(batch)`` a scalar, ``judge()`` validation NDCG@10.
+    ``batches(rng)`` gives an epoch's batches, ``loss(batch)`` a scalar, ``judge()`` validation NDCG@10; ``data`` names
+    what is learned from, so that a checkpoint of other data is refused.
     """
 
     def __init__(
         self, network: nn.Module, plan: Plan, seed: int, batches: Callable[[np.random.Generator], Iterable[Batch]],
-        loss: Callable[[Batch], Tensor], judge: Callable[[], float],
+        loss: Callable[[Batch], Tensor], judge: Callable[[], float], data: str = "",
     ) -> None:  # fmt: skip
-        self.network, self.plan, self.seed = network, plan, seed
+        self.network, self.plan, self.seed, self.data = network, plan, seed, data
         self.batches, self.loss, self.judge = batches, loss, judge
         self.optimizer = torch.optim.AdamW(_groups(network, plan.weight_decay), lr=plan.lr)
         self.at = Position()
@@ -99,7 +100,7 @@ class Training:
     def run(self, directory: Path | None = None, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
         """Trains to the end and leaves the best weights in the network; what is to be told of it.
 
-        Raises ``ValueError`` for a loss that is not finite and for a checkpoint of other settings.
+        Raises ``ValueError`` for a loss that is not finite and for a checkpoint of other settings or data.
         """
         if directory is not None and (directory / "training.json").exists():
             self._resume(directory)
@@ -115,7 +116,7 @@ class Training:
         return {
             "epochs": self.at.epoch,
             "best_epoch": self.at.best_epoch,
-            "valid_ndcg@10": self.at.best,
+            "best_epoch_ndcg@10": self.at.best,
             "steps": self.at.step,
             "cpu_seconds": round(self.at.seconds, 1),
             "parameters": sum(p.numel() for p in self.network.parameters()),
@@ -161,18 +162,23 @@ class Training:
         tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
         tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         on_cpu = {name: value.cpu() for name, value in tensors.items()}
-        save_training(directory, on_cpu, {"seed": self.seed, "plan": asdict(self.plan), "at": asdict(self.at)})
+        save_training(directory, on_cpu, {**self._asked(), "at": asdict(self.at)})
 
     def _resume(self, directory: Path) -> None:
         tensors, position = load_training(directory)
-        asked = json.loads(json.dumps({"seed": self.seed, "plan": asdict(self.plan)}))
-        other = {name: position.get(name) for name, value in asked.items() if position.get(name) != value}
+        other = {name: position.get(name) for name, value in self._asked().items() if position.get(name) != value}
         if other:
-            raise ValueError(f"{directory} holds a training of other settings: {other}; give another folder")
+            raise ValueError(f"{directory} holds a training of other settings or data: {other}; give another folder")
         self.at = Position(**position["at"])
         self.network.load_state_dict(_below(tensors, "now/"))
         self.best_weights = _below(tensors, "best/")
         restore_optimizer(self.optimizer, _below(tensors, "optimizer/"))
+
+    def _asked(self) -> dict[str, Any]:
+        """What a checkpoint has to agree in; the device changes nothing that is learned."""
+        plan = {name: value for name, value in asdict(self.plan).items() if name != "device"}
+        asked: dict[str, Any] = json.loads(json.dumps({"seed": self.seed, "data": self.data, "plan": plan}))
+        return asked
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
@@ -180,9 +186,9 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices of linear layers with weight decay, everything else without."""
-    decayed = {id(module.weight) for module in network.modules() if isinstance(module, nn.Linear)}
+    """Whatever has two dimensions or more and is no embedding with weight decay, everything else without."""
+    embeddings = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
     parts: list[list[nn.Parameter]] = [[], []]
     for parameter in network.parameters():
-        parts[id(parameter) in decayed].append(parameter)
+        parts[parameter.dim() >= 2 and id(parameter) not in embeddings].append(parameter)
     return [{"params": part, "weight_decay": decay} for part, decay in zip(parts, (0.0, weight_decay)) if part]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sidgym.benchmarks.parts import fingerprint, in_parts
+from sidgym.benchmarks.parts import Aside, fingerprint, in_parts
 
 
 def judge(setting: dict, folder: Path) -> dict:
@@ -26,4 +26,5 @@ def test_what_is_kept_is_not_done_again_and_not_taken_for_another_setting(tmp_pa
 
 def test_where_files_stand_does_not_count():
     assert fingerprint([1, Path("a")]) == fingerprint([1, Path("b")])
+    assert fingerprint([1, Aside("cpu")]) == fingerprint([1, Aside("cuda")])
     assert fingerprint([1]) != fingerprint([2])

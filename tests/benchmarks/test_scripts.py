@@ -31,7 +31,7 @@ EXPECTED = {
         "mmap_open_s",
         "beam_step",
     ),
-    "baselines_table": ("stores", "best", "trials", "command"),
+    "baselines_table": ("stores", "margins", "best", "trials", "command"),
     "results_page": ("results", "claims", "lines"),
     "recipe": ("search", "final", "settings", "rungs", "cpu_minutes"),
     "beauty": ("r@5", "r@10", "n@5", "n@10", "arms", "withheld_minus_full", "command"),
