@@ -11,12 +11,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("sidgym", "sid", "envs", "agents", "benchmarks", "launch")
-RUN_AGAINST_WHEEL = ("sid", "envs", "agents", "benchmarks", "launch")
-"""Folders of tests that are run once more, against the wheel; what is marked slow or starts Ray is run on the checkout
-only, but for ``ON_RAY``."""
+RUN_AGAINST_WHEEL = ("benchmarks", "launch")
+"""Folders of tests that are run once more, against the wheel: their code reads files that a wheel may lack, and calls
+all the rest. What is marked slow or starts Ray is run on the checkout only, but for ``ON_RAY``."""
 
 ON_RAY = "tests/agents/test_rllib.py::test_one_env_runner_gives_the_bits_of_none"
 """Whether Ray's workers find the wheel, too."""
+
+HELPERS = ("agents", "envs", "sid")
+"""Folders of ``ON_RAY`` and of what tests share."""
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +76,7 @@ def test_suite_passes_against_the_wheel_outside_the_checkout(unpacked, tmp_path)
     shutil.copy2(ROOT / "setup.cfg", tmp_path / "setup.cfg")  # markers and options of pytest
     (tmp_path / "tests").mkdir()
     shutil.copy2(ROOT / "tests" / "conftest.py", tmp_path / "tests" / "conftest.py")
-    for name in RUN_AGAINST_WHEEL:
+    for name in {*RUN_AGAINST_WHEEL, *HELPERS}:
         shutil.copytree(ROOT / "tests" / name, tmp_path / "tests" / name, ignore=shutil.ignore_patterns("__pycache__"))
     folders = [f"tests/{name}" for name in RUN_AGAINST_WHEEL]
     # conftest.py refuses to start unless sidgym comes from this folder.
