@@ -25,11 +25,14 @@ class Aside:
 def in_parts(
     judge: Callable[..., Part], jobs: Mapping[str, Sequence[Any]], workers: int, folder: Path | None
 ) -> Iterator[tuple[str, Part]]:
-    """``judge(*arguments)`` of every job, under the job's name, as they get ready.
+    """``judge(*arguments)`` of every job, under the job's name, as they get ready; with one worker in this process.
 
     With ``folder`` each is written to ``name.json`` there; what stands there already is read and not done again. Raises
     ``ValueError`` where it was made with other arguments, which ``name.asked`` tells.
     """
+    if workers == 1:
+        yield from ((name, _part(judge, name, arguments, folder)) for name, arguments in jobs.items())
+        return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(_part, judge, name, arguments, folder): name for name, arguments in jobs.items()}
         for done in as_completed(waiting):

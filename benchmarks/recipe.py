@@ -50,7 +50,8 @@ class Rung:
 
 RUNGS = (Rung(120, 2500, 1, 6, 5), Rung(240, 5000, 2, 2, 3), Rung(350, 10000, 2, 1, 1))
 QUICK_RUNGS = (Rung(2, 40, 1, 2, 1), Rung(3, 60, 1, 1, 1))
-QUICK_ARMS = ("nll", "nll refills", "hits + nll", "top 2 neighbours + nll", "list")
+QUICK_ARMS = ("nll", "nll refills", "hits + nll", "top 2 neighbours + nll")
+QUICK_STORES = ("scientific",)
 
 SCIENTIFIC = Store(
     "scientific",
@@ -244,14 +245,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         arms = candidates()
         if options.quick:
             stores = {name: Store(name, replace(SMALL.data, path=made_up(Path(own) / name)), SMALL.policy, SMALL.sft)
-                      for name in STORES}  # fmt: skip
+                      for name in QUICK_STORES}  # fmt: skip
             arms = {name: replace(arms[name], rl=quick(arms[name].rl)) for name in QUICK_ARMS}
         else:
             paths = {name: getattr(options, name) for name in STORES}
             if not all(paths.values()) or options.parts is None:
                 raise SystemExit("expected --scientific, --beauty and --parts; or --quick, which needs none of them")
             stores = {n: replace(store, data=replace(store.data, path=paths[n])) for n, store in STORES.items()}
-        plan = Search(stores, arms, options.seeds, folder, options.workers)
+        plan = Search(stores, arms, options.seeds, folder, 1 if options.quick else options.workers)
         out: dict[str, Any] = {"stage": options.stage, "command": command(options)}
         if options.quick or options.stage == "search":
             out["search"] = search(plan, QUICK_RUNGS if options.quick else RUNGS)
