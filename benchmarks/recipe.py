@@ -252,7 +252,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if not all(paths.values()) or options.parts is None:
                 raise SystemExit("expected --scientific, --beauty and --parts; or --quick, which needs none of them")
             stores = {n: replace(store, data=replace(store.data, path=paths[n])) for n, store in STORES.items()}
-        plan = Search(stores, arms, options.seeds, folder, 1 if options.quick else options.workers)
+        plan = Search(stores, arms, options.seeds, folder, options.workers)
         out: dict[str, Any] = {"stage": options.stage, "command": command(options)}
         if options.quick or options.stage == "search":
             out["search"] = search(plan, QUICK_RUNGS if options.quick else RUNGS)

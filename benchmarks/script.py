@@ -45,6 +45,8 @@ def main(
     options = parser.parse_args()
     if options.quick:
         options.seeds = options.seeds[:1]
+        if "workers" in options:
+            options.workers = 1  # starting others takes longer than all that there is to do
     start = time.perf_counter()
     figures = measure(options)
     result = {
