@@ -32,6 +32,7 @@ from sidgym.agents.engine import engine_of
 from sidgym.agents.microbatches import Accumulated, StepResult, summary
 from sidgym.agents.pending import account, check_versions
 from sidgym.agents.policy import Policy
+from sidgym.agents.precision import mixed_precision
 from sidgym.agents.recipes import completed
 from sidgym.agents.refill import refill
 from sidgym.agents.scoring import scoring_figures, taken
@@ -45,7 +46,6 @@ from sidgym.agents.update import (
     group_forward,
     make_optimizer,
     minibatches,
-    mixed_precision,
     over_rollout,
     rollout_groups,
     step_seed,
@@ -112,7 +112,7 @@ class Rank:
         rows = contexts_of_step(len(self.contexts), self.config, self.task.seed, number, further, self.chances)
         seed, width = step_seed(self.task.seed, number, further), self.config.chunk
         own = {}
-        with mixed_precision(self.policy, self.config):
+        with mixed_precision(self.policy.device.type, self.config.precision):
             for start in range(self.number * width, len(rows), self.world * width):
                 chunk = self.contexts.take(rows[start : start + width])
                 own[start] = rollout_groups(chunk, self.engine, self.reward, self.config, seed)

@@ -22,6 +22,7 @@ from sidgym.agents.config import SftConfig
 from sidgym.agents.lora import MARK, add_adapters, merged_weights
 from sidgym.agents.merger import merger_names
 from sidgym.agents.policy import Policy
+from sidgym.agents.precision import mixed_precision
 
 Tensors = dict[str, torch.Tensor]
 
@@ -103,7 +104,7 @@ class Learner:
         self.student.model.zero_grad(set_to_none=True)
         total = 0.0
         for make in losses:
-            with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            with mixed_precision(self.student.device.type, self.config.precision):
                 loss = make()
             (loss / count).backward()
             total += loss.item()

@@ -9,7 +9,6 @@ log-probabilities (one a code of an item, one an item of a page).
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from sidgym.agents.engine import Engine
 from sidgym.agents.objectives import OBJECTIVES, LossInputs
 from sidgym.agents.packed import packed_logp
 from sidgym.agents.policy import Policy, Questions
+from sidgym.agents.precision import mixed_precision
 from sidgym.agents.recipes import FORMAT, check_objective, completed, recipe_of, spec_of
 from sidgym.envs.records import PAD_ITEM, Episodes
 from sidgym.envs.rewards import RewardSum
@@ -179,12 +179,12 @@ def group_forward(policy: Policy, batch: GroupBatch, config: RlConfig, reference
     groups = torch.from_numpy(batch.codes)
     codes = candidate_codes(policy, batch, config)
     group = groups.shape[1] * groups.shape[2] // policy.levels
-    with mixed_precision(policy, config):
+    with mixed_precision(policy.device.type, config.precision):
         scores = packed_logp(policy, asked, codes, normalise, entropy_gradient=config.entropy_weight > 0)
     known = torch.from_numpy(batch.targets != PAD_ITEM).to(policy.device) if codes.shape[1] > group else None
     ref_logp = ref_targets = None
     if reference is not None:
-        with torch.no_grad(), mixed_precision(policy, config):
+        with torch.no_grad(), mixed_precision(policy.device.type, config.precision):
             read = packed_logp(reference, asked, codes if pairs else codes[:, :group], normalise).logp
         ref_logp, ref_targets = _by_candidate(read[:, :group], groups), read[:, group:] if pairs else None
     inputs = LossInputs(
@@ -200,11 +200,6 @@ def group_forward(policy: Policy, batch: GroupBatch, config: RlConfig, reference
         positive=_positive(codes[:, :group], codes[:, group:]).to(policy.device) if pairs else None,
     )
     return judged(inputs, scores.entropy[:, :group].reshape(groups.shape), config)
-
-
-def mixed_precision(policy: Policy, config: RlConfig) -> AbstractContextManager:
-    """While a pass is made: matrix products in ``config.precision``. Weights, gradients and logits are float32."""
-    return torch.autocast(policy.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
 def _positive(codes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

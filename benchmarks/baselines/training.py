@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sidgym.agents.checkpoint import load_training, optimizer_tensors, restore_optimizer, save_training
+from sidgym.agents.precision import mixed_precision
 from sidgym.benchmarks.baselines.protocol import OnEpoch
 
 Batch = Any
@@ -144,7 +145,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.at.step)
         kind = torch.device(self.plan.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.plan.precision == "bfloat16"):
+        with mixed_precision(kind, self.plan.precision):
             loss = self.loss(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
