@@ -25,12 +25,19 @@ class Column:
     text: str = ""  # what it means
 
     def cell(self, figures: Mapping[str, Any]) -> str:
-        """The figure as text, with its interval where it has one."""
-        value = figures.get(self.key)
-        if isinstance(value, Mapping):
-            low, high = (f"{value[end]:.{self.digits}f}" for end in ("low", "high"))
-            return f"{value['mean']:.{self.digits}f} [{low}, {high}]".replace("-", "−")
-        return NONE if value is None else f"{value:.{self.digits}f}".replace("-", "−")
+        """The figure as text; see ``figure_cell``."""
+        return figure_cell(figures.get(self.key), self.digits)
+
+
+def figure_cell(value: Any, digits: int = 4) -> str:
+    """A figure as text: a number, or a ``mean`` with its interval where it has one."""
+    if value is None:
+        return NONE
+    ends = ""
+    if isinstance(value, Mapping):
+        ends = f" [{value['low']:.{digits}f}, {value['high']:.{digits}f}]" if "low" in value else ""
+        value = value["mean"]
+    return f"{value:.{digits}f}{ends}".replace("-", "−")
 
 
 RESULTS = (

@@ -32,13 +32,13 @@ from sidgym.agents.evaluate import evaluate_policy
 from sidgym.agents.policy import build_policy, parameter_count
 from sidgym.agents.sft import train_sft
 from sidgym.benchmarks.baselines.cooccurrence import LastItemCooccurrence
+from sidgym.benchmarks.baselines.lists import without_history
 from sidgym.benchmarks.baselines.popularity import Popularity
 from sidgym.benchmarks.parts import in_parts
 from sidgym.benchmarks.script import main, random_codes
 from sidgym.envs.config import DataConfig, EvalConfig
 from sidgym.envs.datasets import load_dataset
 from sidgym.envs.metrics import rank_metrics
-from sidgym.envs.records import PAD_ITEM, Episodes
 from sidgym.envs.splits import Splits, split
 from sidgym.envs.statistics import paired_bootstrap
 from sidgym.sid.index_formats import read_index
@@ -125,7 +125,7 @@ def judge(
     seconds = time.process_time() - begin
     users = splits.test.take(slice(0, setting.judged.max_users or None))
     per_user, whole, ranked = evaluate_policy(policy, users, setting.judged)
-    unseen = rank_metrics(without_history(ranked.items, users), users.target, setting.judged.ks)
+    unseen = rank_metrics(without_history(ranked.items, users.history), users.target, setting.judged.ks)
     figures = {
         "seed": seed,
         **{name: float(per_user[key].mean()) for name, key in METRICS.items()},
@@ -139,14 +139,6 @@ def judge(
         "per_user": {name: per_user[key].tolist() for name, key in METRICS.items()},
     }
     return figures
-
-
-def without_history(items: np.ndarray, contexts: Episodes) -> np.ndarray:
-    """Ranked groups of items (B, k, C) without those of each context's history; empty groups come last."""
-    bought = (items[..., None] == contexts.history[:, None, None, :]).any(axis=3)
-    left = -np.sort(-np.where(bought, PAD_ITEM, items), axis=2)
-    order = np.argsort((left == PAD_ITEM).all(axis=2), axis=1, kind="stable")
-    return np.take_along_axis(left, order[:, :, None], axis=1)
 
 
 def floors(splits: Splits, num_items: int, judged: EvalConfig) -> dict[str, dict[str, float]]:

@@ -28,7 +28,7 @@ from sidgym.envs.metrics import rank_metrics
 from sidgym.envs.records import Episodes, Sequences
 from sidgym.envs.splits import Splits, split
 from sidgym.sid.index_formats import read_index
-from sidgym.sid.table import SidTable
+from sidgym.sid.table import SidTable, write_atomically
 
 METRICS = {"n@10": "ndcg@10", "r@50": "hr@50"}
 BEAM = 50
@@ -174,7 +174,4 @@ def neighbour_vectors(sequences: Sequences, items: int, window: int = 3, width: 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """All or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())

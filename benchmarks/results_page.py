@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sidgym.benchmarks.arms_tables import grid, pairs, results
+from sidgym.benchmarks.arms_tables import figure_cell, grid, pairs, results
 from sidgym.benchmarks.claims import claims_table, judge_all, of
 from sidgym.benchmarks.comparisons import shown
 from sidgym.benchmarks.script import main, processors
@@ -146,9 +146,9 @@ def baselines(result: Mapping[str, Any] | None) -> Iterator[str]:
         cells = {}
         for name, row in rows.items():
             published = "; ".join(_published(*one) for one in (row.get("published") or {}).items())
-            known = [_spread(row.get(metric)) for metric in shown_metrics]
+            known = [figure_cell(row.get(metric)) for metric in shown_metrics]
             size = f"{row['parameters']:,}" if row.get("parameters") else "–"
-            allowed = _spread((row.get("allowed") or {}).get("n@10"))
+            allowed = figure_cell((row.get("allowed") or {}).get("n@10"))
             cells[name] = [*known, allowed, size, published or "–", row.get("differs") or "–"]
         yield f"### {store}"
         yield _rules(store, rows)
@@ -197,13 +197,6 @@ def margin_words(found: Mapping[str, Any] | None) -> str:
         "baselines of a metric:"
     )
     return said + "\n\n" + grid(list(names.values()), cells)
-
-
-def _spread(value: Any) -> str:
-    if not isinstance(value, Mapping):
-        return "–" if value is None else f"{value:.4f}"
-    ends = f" [{value['low']:.4f}, {value['high']:.4f}]" if "low" in value else ""
-    return f"{value['mean']:.4f}{ends}"
 
 
 def others(stored: Stored) -> str:

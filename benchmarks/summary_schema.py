@@ -5,7 +5,6 @@ One version for every run and every benchmark. Left out: how the figures come ab
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,16 +115,11 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
     Raises ``ValueError`` as ``validate_summary`` does; then nothing is written.
     """
+    from sidgym.sid.table import write_atomically  # brings torch along, which a summary is read without
+
     validate_summary(summary)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(summary, file, indent=1, allow_nan=False, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_atomically(Path(path), text.encode())
 
 
 def load_summary(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sidgym.benchmarks.arms_seeds import by_seed
 from sidgym.benchmarks.arms_summary import Trial, count_users
-from sidgym.benchmarks.arms_tables import grid
+from sidgym.benchmarks.arms_tables import figure_cell, grid
 from sidgym.benchmarks.arms_words import metric_name, p_value
 from sidgym.benchmarks.comparisons import compare, interval, mean_of, shown
 
@@ -77,16 +77,6 @@ def _within(told: Mapping[str, float], metric: str) -> dict[str, float]:
     """Mean and interval, inside what the metric can be: losses are at least 0, all others also at most 1."""
     most = np.inf if metric in UNBOUNDED else 1.0
     return {end: float(np.clip(told[end], 0.0, most)) for end in ("mean", "low", "high")}
-
-
-def figure_cell(value: Any, digits: int = 4) -> str:
-    """A figure as text, with its interval where it has one."""
-    if value is None:
-        return "–"
-    if not isinstance(value, Mapping):
-        return f"{value:.{digits}f}".replace("-", "−")
-    told = f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
-    return told.replace("-", "−")
 
 
 def systems_table(summary: Mapping[str, Any], metrics: Sequence[str], more: Mapping[str, str] | None = None) -> str:

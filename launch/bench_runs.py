@@ -10,9 +10,8 @@ showing progress (``bench_table``), Ray (``bench_ray``), telling the outcome (``
 """
 
 import json
-import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from sidgym.launch.jobs import Job, run_jobs
 from sidgym.launch.pipeline import Plan, build_stage, check_names, code_fingerprint, make_plan, trained_settings
 from sidgym.launch.schema import PreferenceConfig, RunConfig
 from sidgym.launch.stages import Stage, content_hash, environment_record
+from sidgym.sid.table import write_atomically
 
 DATA, WARM, PREFERENCE = "data and codes", "supervised warm-up", "preference model"
 """What is built before the trials."""
@@ -248,17 +248,16 @@ def write_results(bench: Bench, setting: str, unfinished: Sequence[Step] = ()) -
         "config": to_toml(bench.config),
     }
     summary["verdict"], summary["failures"] = [list(said) for said in verdict(summary)], failures(summary)
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    write_atomically(folder / "report.md", markdown(summary))
+    write_results_files(folder, summary, markdown)
     write_report(folder / "report.html", summary)
     return summary
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes through a temporary name, so that a reader never sees a part of the file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def write_results_files(folder: Path, summary: dict[str, Any], tell: Callable[[dict[str, Any]], str]) -> None:
+    """``summary.json``, and ``report.md`` as ``tell`` puts it; figures that cannot be told are written all the same."""
+    text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_atomically(folder / "summary.json", text.encode())
+    write_atomically(folder / "report.md", tell(summary).encode())
 
 
 def commit() -> str | None:

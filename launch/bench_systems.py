@@ -18,16 +18,12 @@ from typing import Any
 import numpy as np
 
 from sidgym.benchmarks.arms_summary import Trial
+from sidgym.benchmarks.arms_tables import figure_cell
 from sidgym.benchmarks.arms_words import metric_name
-from sidgym.benchmarks.systems_summary import (
-    figure_cell,
-    pairs_table,
-    summarise_systems,
-    systems_table,
-)
+from sidgym.benchmarks.systems_summary import pairs_table, summarise_systems, systems_table
 from sidgym.launch.bench_figures import figure
 from sidgym.launch.bench_report import table
-from sidgym.launch.bench_runs import commit, write_atomically
+from sidgym.launch.bench_runs import commit, write_results_files
 from sidgym.launch.bench_trials import append_line, read_lines
 from sidgym.launch.charts import interval_chart
 from sidgym.launch.config import to_toml
@@ -173,8 +169,7 @@ def write_summary(
         "config": to_toml(contest.config),
     }
     more(summary, trials)
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    write_atomically(folder / "report.md", markdown(summary, contest.metrics, heads))
+    write_results_files(folder, summary, lambda found: markdown(found, contest.metrics, heads))
     write_page_of(folder / "report.html", summary, contest, list(charts(summary)), heads or {})
     return summary
 

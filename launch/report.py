@@ -32,6 +32,7 @@ from sidgym.launch.report_text import (
     place,
     verdicts,
 )
+from sidgym.sid.table import write_atomically
 
 
 def write_report(
@@ -79,11 +80,7 @@ def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
         + "\n".join(filter(None, sections))
         + "\n</main></body></html>\n"
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(Path(path), page.encode())
 
 
 # Headline and tables -------------------------------------------------------------------------------------------------

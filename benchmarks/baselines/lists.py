@@ -5,7 +5,7 @@ that an item of the history gets is lost. Such items are then left out of every 
 much of the field in its tables; a log with repeats keeps them. Training alone decides which it is. History means the
 context's: items that it was too short for may still be listed. Left out: metrics by segment (``envs.segments``).
 
-Symbols: B contexts, T history length, K ranked places.
+Symbols: B contexts, T history length, K ranked places, C items of a place.
 """
 
 from collections.abc import Callable
@@ -35,13 +35,21 @@ def allowed_places(items: np.ndarray, history: np.ndarray, k: int, repeats: bool
     """
     if repeats:
         return items[:, :k]
+    return without_history(items[:, :, None], history)[:, :k, 0]
+
+
+def without_history(items: np.ndarray, history: np.ndarray) -> np.ndarray:
+    """Ranked groups of items (B, K, C) without those of histories (B, T): (B, K, C).
+
+    PAD_ITEM fills the end of a group, whose items are in descending order; empty groups come last.
+    """
     known = history[:, (history != PAD_ITEM).any(axis=0)]
     out = np.zeros(items.shape, dtype=bool)
-    for column in known.T:
-        out |= items == column[:, None]
-    out |= items == PAD_ITEM
-    order = np.argsort(out, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(np.where(out, PAD_ITEM, items), order, axis=1)
+    for column in known.T:  # one at a time, as (B, K, C, T) values would fill the memory
+        out |= items == column[:, None, None]
+    left = -np.sort(-np.where(out, PAD_ITEM, items), axis=2)
+    order = np.argsort((left == PAD_ITEM).all(axis=2), axis=1, kind="stable")
+    return np.take_along_axis(left, order[:, :, None], axis=1)
 
 
 def judged(rank: Rank, contexts: Episodes, data: BaselineData, places: int = 10, spare: int = SPARE) -> float:

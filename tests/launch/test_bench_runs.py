@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def copied(grown, folder):
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "out" / "results.jsonl").read_text().splitlines()]
+
+
+@contextmanager
+def fail_at(name):
+    """Inside the block the stage ``name`` fails to be built."""
+    built = bench_runs.build_stage
+
+    def fails(config, stage, on_progress=None):
+        if stage.name == name:
+            raise RuntimeError("no luck")
+        built(config, stage, on_progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_runs, "build_stage", fails)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -106,36 +122,19 @@ def test_nothing_is_done_twice(grown, monkeypatch, capsys):
     assert again["objectives"] == before["objectives"]
 
 
-def test_a_trial_that_fails_is_told_and_goes_on_later(grown, monkeypatch, capsys):
+def test_a_trial_that_fails_is_told_and_goes_on_later(grown):
     folder, *_ = grown
-    built = bench_runs.build_stage
-
-    def fails(config, stage, on_progress=None):
-        if stage.name == "rl_rloo":
-            raise RuntimeError("no luck")
-        built(config, stage, on_progress)
-
-    monkeypatch.setattr(bench_runs, "build_stage", fails)
-    with pytest.raises(RuntimeError, match="no luck"):
+    with fail_at("rl_rloo"), pytest.raises(RuntimeError, match="no luck"):
         bench(folder, "--objectives", "grpo", "rloo", "--seeds", "1")
     told = json.loads((folder / "out" / "summary.json").read_text())
     assert told["failed"] == ["rloo, seed 0"]
     assert "ecpo" in told["objectives"]  # of the runs before
-    monkeypatch.setattr(bench_runs, "build_stage", built)
     assert "rloo" in bench(folder, "--objectives", "grpo", "rloo", "--seeds", "1")["objectives"]
 
 
-def test_one_failure_keeps_no_other_trial_from_its_turn(grown, tmp_path, monkeypatch):
+def test_one_failure_keeps_no_other_trial_from_its_turn(grown, tmp_path):
     folder = copied(grown, tmp_path)
-    built = bench_runs.build_stage
-
-    def fails(config, stage, on_progress=None):
-        if stage.name == "rl_dr_grpo":
-            raise RuntimeError("no luck")
-        built(config, stage, on_progress)
-
-    monkeypatch.setattr(bench_runs, "build_stage", fails)
-    with pytest.raises(RuntimeError, match="no luck"):
+    with fail_at("rl_dr_grpo"), pytest.raises(RuntimeError, match="no luck"):
         bench(folder, "--objectives", "dr_grpo", "gspo", "--seeds", "1", "--workers", "1")
     told = json.loads((folder / "out" / "summary.json").read_text())
     assert told["failed"] == ["dr_grpo, seed 0"]
