@@ -48,18 +48,19 @@ class Rung:
     controls: int  # controls that go on
 
 
-RUNGS = (Rung(120, 2500, 1, 6, 5), Rung(240, 5000, 2, 2, 3), Rung(350, 10000, 2, 1, 1))
+RUNGS = (Rung(100, 2500, 1, 5, 3), Rung(200, 4000, 1, 2, 2), Rung(300, 8000, 2, 1, 1))
 QUICK_RUNGS = (Rung(2, 40, 1, 2, 1), Rung(3, 60, 1, 1, 1))
 QUICK_ARMS = ("nll", "nll refills", "hits + nll", "top 2 neighbours + nll")
 QUICK_STORES = ("scientific",)
 
-SCIENTIFIC = Store(
-    "scientific",
-    BEAUTY.data,
-    PolicyConfig(hidden_size=128, intermediate_size=384, layers=3, heads=4, kv_heads=2, dropout=0.2),
-    replace(BEAUTY.sft, epochs=20, batch=32, warmup_steps=100, checkpoint_every=250),
-)
-STORES = {"scientific": SCIENTIFIC, "beauty": Store("beauty", BEAUTY.data, BEAUTY.policy, BEAUTY.sft)}
+POLICY = PolicyConfig(hidden_size=128, intermediate_size=384, layers=3, heads=4, kv_heads=2, dropout=0.2)
+SFT = replace(BEAUTY.sft, precision="float32", epochs=20, batch=32, eval_users=1000)
+SCIENTIFIC = Store("scientific", BEAUTY.data, POLICY, replace(SFT, warmup_steps=100, checkpoint_every=250))
+STORES = {
+    "scientific": SCIENTIFIC,
+    "beauty": Store("beauty", BEAUTY.data, replace(POLICY, merge_items=True), replace(SFT, checkpoint_every=750)),
+}
+"""Of one size, so that both stores can be searched on one processor: Beauty's longer histories are merged."""
 
 Figures = dict[tuple[str, str, int], Part]
 """(arm, store, seed) -> what a part found."""

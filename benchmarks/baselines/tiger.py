@@ -50,7 +50,7 @@ class TigerSettings(Plan):
     inverse_sqrt: bool = True
     weight_decay: float = 0.01
     clip: float = 1.0
-    eval_users: int = 4000
+    eval_users: int = 1000
     width: int = 96
     layers: int = 2
     heads: int = 4
