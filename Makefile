@@ -20,6 +20,8 @@ demo: setup
 	$(BIN)/sidgym run launch/configs/demo.toml
 
 test: export OMP_NUM_THREADS = 1
+# Many tests start processes: what Python has compiled is kept, also where the environment says otherwise.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ from sidgym.envs.records import Episodes
 from sidgym.envs.registration import ENVIRONMENTS
 from sidgym.sid.table import SidTable
 
-NUM_ENVS = 1024
+NUM_ENVS, QUICK_ENVS = 1024, 128
 CATALOGUES = {"10k": 10_000, "1m": 1_000_000, "10m": 10_000_000}
 SIZES = (256, 256, 256)
 CONTEXTS, HISTORY = 4096, 10
@@ -48,10 +48,10 @@ def seconds(envs: Any, actions: list[np.ndarray], steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def against_sync(name: str, rounds: int, steps: int, seed: int) -> dict[str, float]:
-    """Milliseconds of a step of 1,024 environments, native and in a ``SyncVectorEnv``, and their ratio."""
-    native = gymnasium.make_vec(name, num_envs=NUM_ENVS)
-    scalar = [lambda: gymnasium.make(name, disable_env_checker=True).unwrapped] * NUM_ENVS
+def against_sync(name: str, rounds: int, steps: int, seed: int, count: int) -> dict[str, float]:
+    """Milliseconds of a step of ``count`` environments, native and in a ``SyncVectorEnv``, and their ratio."""
+    native = gymnasium.make_vec(name, num_envs=count)
+    scalar = [lambda: gymnasium.make(name, disable_env_checker=True).unwrapped] * count
     sync = SyncVectorEnv(scalar, autoreset_mode=AutoresetMode.SAME_STEP)
     actions = random_actions(native, seed)
     for envs in (native, sync):
@@ -61,32 +61,32 @@ def against_sync(name: str, rounds: int, steps: int, seed: int) -> dict[str, flo
     fast, slow = np.median(pairs, axis=0)
     ratio = float(np.median(pairs[:, 1] / pairs[:, 0]))
     print(
-        f"{name}: {1e3 * fast:.2f} ms a step of {NUM_ENVS} environments ({NUM_ENVS / fast:,.0f} steps a second), "
-        f"SyncVectorEnv {1e3 * slow:.0f} ms ({NUM_ENVS / slow:,.0f}): {ratio:.0f} times"
+        f"{name}: {1e3 * fast:.2f} ms a step of {count} environments ({count / fast:,.0f} steps a second), "
+        f"SyncVectorEnv {1e3 * slow:.0f} ms ({count / slow:,.0f}): {ratio:.0f} times"
     )
     return {"native_ms": 1e3 * float(fast), "sync_ms": 1e3 * float(slow), "ratio": ratio}
 
 
-def catalogue_env(items: int, seed: int) -> Any:
-    """1,024 vectorised ``NextItem-v0`` over random distinct SIDs; the number of contexts does not grow."""
+def catalogue_env(items: int, seed: int, count: int) -> Any:
+    """``count`` vectorised ``NextItem-v0`` over random distinct SIDs; the number of contexts does not grow."""
     rng = np.random.default_rng(seed)
     table = SidTable(random_codes(items, SIZES, rng), SIZES, np.arange(items).astype(str))
     numbers = np.arange(CONTEXTS)
     history = rng.integers(items, size=(CONTEXTS, HISTORY))
     episodes = Episodes(numbers, numbers, history, rng.integers(items, size=(CONTEXTS, 1)))
-    return gymnasium.make_vec("SIDGym/NextItem-v0", num_envs=NUM_ENVS, episodes=episodes, table=table)
+    return gymnasium.make_vec("SIDGym/NextItem-v0", num_envs=count, episodes=episodes, table=table)
 
 
-def by_catalogue(rounds: int, steps: int, seed: int) -> dict[str, float]:
+def by_catalogue(rounds: int, steps: int, seed: int, count: int) -> dict[str, float]:
     """Milliseconds of a step at each size of the catalogue."""
-    envs = {name: catalogue_env(items, seed) for name, items in CATALOGUES.items()}
+    envs = {name: catalogue_env(items, seed, count) for name, items in CATALOGUES.items()}
     actions = {name: random_actions(env, seed) for name, env in envs.items()}
     for name, env in envs.items():
         env.reset(seed=seed)
         seconds(env, actions[name], steps)
     times = np.array([[seconds(env, actions[name], steps) for name, env in envs.items()] for _ in range(rounds)])
     for name, value in zip(envs, np.median(times, axis=0)):
-        print(f"NextItem-v0 with {name} items: {1e3 * value:.2f} ms a step of {NUM_ENVS} environments")
+        print(f"NextItem-v0 with {name} items: {1e3 * value:.2f} ms a step of {count} environments")
     figures = {f"step_ms_{name}": 1e3 * float(value) for name, value in zip(envs, np.median(times, axis=0))}
     return {**figures, "step_10m_vs_10k": float(np.median(times[:, -1] / times[:, 0]))}
 
@@ -94,17 +94,17 @@ def by_catalogue(rounds: int, steps: int, seed: int) -> dict[str, float]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All comparisons, for the first seed."""
     torch.set_num_threads(1)
-    rounds, steps = (1, 20) if options.quick else (15, 50)
+    rounds, steps, count = (1, 20, QUICK_ENVS) if options.quick else (15, 50, NUM_ENVS)
     seed = options.seeds[0]
     names = {name: name.removeprefix("SIDGym/").removesuffix("-v0") for name in ENVIRONMENTS}
-    figures = {short: against_sync(name, rounds, steps, seed) for name, short in names.items()}
+    figures = {short: against_sync(name, rounds, steps, seed, count) for name, short in names.items()}
     return {
-        "num_envs": NUM_ENVS,
+        "num_envs": count,
         "rounds": rounds,
         "next_item_vs_sync": figures["NextItem"]["ratio"],
         "session_vs_sync": figures["Session"]["ratio"],
         "by_environment": figures,
-        **by_catalogue(rounds, steps, seed),
+        **by_catalogue(rounds, steps, seed, count),
     }
 
 

@@ -16,7 +16,7 @@ which other work on the machine disturbs less. Tokens are those of the examples,
 and the mixture with a vocabulary of 151,936 words. The last line printed is one JSON object; ``packed_vs_trainer`` is
 that of the mixture. It is above all the padding, which these unequal histories make large (``padded_vs_tokens``) and
 which ``packed_vs_trainer_by_length``, to be quoted beside it, has less of: where histories are nearly all full it is
-about 2. One seed; ``--quick`` times two optimiser steps a contestant.
+about 2. One seed; ``--quick`` times one optimiser step a contestant.
 """
 
 import argparse
@@ -257,7 +257,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"expected one seed, got {options.seeds}: run the script once a seed")
     torch.set_num_threads(1)
     quick, seed = options.quick, options.seeds[0]
-    rounds, size = (2, 2 * BATCH) if quick else (3, 16 * BATCH)
+    rounds, size = (1, BATCH) if quick else (3, 16 * BATCH)
     mixture = compare("mixture", make_contest(MIXTURE, size, HISTORY, seed), rounds)
     result: dict[str, Any] = {
         "packed_vs_trainer": mixture["trainer_vs_packed"],

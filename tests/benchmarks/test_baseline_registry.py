@@ -19,13 +19,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "gru4rec": {"width": 32, "hidden": 64},
     "sasrec": {"width": 32},
     "sasrec_sampled": {"width": 32, "negatives": 8},
-    "hstu": {"width": 32, "layers": 2, "heads": 2, "temperature": 0.1},
+    "hstu": {"width": 32, "layers": 2, "heads": 2, "temperature": 0.1, "lr": 5e-3, "epochs": 10},
     "tiger": {"width": 32, "layers": 1, "heads": 2, "head_width": 16, "inner": 64, "lr": 5e-3, "warmup": 20,
               "inverse_sqrt": False, "batch": 64, "epochs": 10, "history": 4, "eval_users": 50, "beam": 12},
     "caser": {"width": 32},
     "bert4rec": {"width": 32, "lr": 3e-3, "mask": 0.15, "last_only": 0.5, "history": 6, "batch": 32},
 }  # fmt: skip
-USERS = {"tiger": 900, "bert4rec": 900}
+USERS = {"tiger": 900, "bert4rec": 900, "hstu": 900}
 """What these see of the chain, others 300: they learn from fewer places of a sequence at once, or more slowly."""
 COMMON = {"batch": 16, "epochs": 15, "patience": 25, "history": LENGTH, "lr": 1e-2, "dropout": 0.0}
 
