@@ -80,10 +80,12 @@ def test_the_rates_of_a_set_are_those_of_the_presets_store_alone(tmp_path):
     there = asked("sampling", "--config", "objectives_scientific", "--data.path", str(tmp_path))
     assert {arm.lr for arm in there.config.arms.values()} == {3e-5}
     assert there.notes[-1].startswith("Learning rates: 3e-05 for every arm; the control's is 3e-05. They are those of ")
-    here = asked("sampling")
+    here = asked("normalise")
     assert "0.001 for every arm; the control's is 0.0001. That one was chosen for beams" in here.notes[-1]
-    other = asked("sampling", "--rl.lr", "1e-3")  # the same rate, asked for
+    other = asked("normalise", "--rl.lr", "1e-3")  # the same rate, asked for
     assert other.config.arms == here.config.arms
+    assert "sample 0.0003" in asked("sampling").notes[-1]
+    assert asked("sampling").notes[-1].endswith("which is not reported (docs/log.md).")
 
 
 def test_notes_tell_the_reward_that_arms_learn_from():
