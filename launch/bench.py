@@ -69,6 +69,8 @@ def make_parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="TOML file or shipped name in place of the preset's")
     parser.add_argument("--seeds", type=int, help="how many, from the configured one on (default: the preset's)")
     parser.add_argument("--out", type=Path, help="folder of the contest (default: runs/bench-NAME-PRESET)")
+    parser.add_argument("--start-of", type=Path, metavar="FOLDER", help="another contest's folder: data, codes, start "
+                        "and preference model are taken from it where they are the same")  # fmt: skip
     parser.add_argument("--metric", default="", help="what decides which is best, such as ndcg@10 (default: the true "
                         "preference of the top 10 where it is known, else ndcg@10)")  # fmt: skip
     parser.add_argument("--target-ndcg", type=float, help="validation NDCG@10 that costs are told for (default: half "
@@ -120,11 +122,11 @@ def _run_other(name: str, given: Sequence[str]) -> None:
     if name == "scaling":
         from sidgym.launch.bench_scaling import run_scaling_command
 
-        run_scaling_command(given[1:], shlex.join(["sidgym", "bench", *_without_out(given)]))
+        run_scaling_command(given[1:], shlex.join(["sidgym", "bench", *_without_places(given)]))
     else:
         from sidgym.launch.bench_transfer import run_transfer_command
 
-        run_transfer_command(given[1:], shlex.join(["sidgym", "bench", *_without_out(given)]))
+        run_transfer_command(given[1:], shlex.join(["sidgym", "bench", *_without_places(given)]))
 
 
 def make_bench(name: str, options: argparse.Namespace, rest: Sequence[str], given: Sequence[str]) -> "Bench":
@@ -151,7 +153,7 @@ def make_bench(name: str, options: argparse.Namespace, rest: Sequence[str], give
         config=replace(cut_once(config), out=str(out.parent), name=out.name),
         seeds=options.seeds or preset.seeds,
         title=chosen.title if chosen else "Policy-gradient variants",
-        command=shlex.join(["sidgym", "bench", *_without_out(given)]),
+        command=shlex.join(["sidgym", "bench", *_without_places(given)]),
         metric=options.metric,
         target=options.target_ndcg,
         ray=options.ray,
@@ -159,6 +161,7 @@ def make_bench(name: str, options: argparse.Namespace, rest: Sequence[str], give
         notes=notes_of(config, chosen, rated) if chosen else (),
         name=name,
         apart=apart_of(config, chosen) if chosen else {},
+        start_of=options.start_of,
     )
 
 
@@ -184,11 +187,14 @@ def cut_once(config: RunConfig) -> RunConfig:
     return replace(config, split_seed=config.seed)
 
 
-def _without_out(given: Sequence[str]) -> list[str]:
-    """A command as it would be given elsewhere: where its folder lies changes no result."""
+PLACES = ("--out", "--start-of")
+
+
+def _without_places(given: Sequence[str]) -> list[str]:
+    """A command as it would be given elsewhere: where its folders lie changes no result."""
     kept, skip = [], False
     for token in given:
-        if not skip and token != "--out" and not token.startswith("--out="):
+        if not skip and token.partition("=")[0] not in PLACES:
             kept.append(token)
-        skip = token == "--out"
+        skip = token in PLACES
     return kept

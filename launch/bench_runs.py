@@ -10,6 +10,7 @@ showing progress (``bench_table``), Ray (``bench_ray``), telling the outcome (``
 """
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -40,8 +41,8 @@ from sidgym.launch.config import to_toml
 from sidgym.launch.evaluation import test_contexts
 from sidgym.launch.jobs import Job, run_jobs
 from sidgym.launch.pipeline import Plan, build_stage, check_names, code_fingerprint, make_plan, trained_settings
-from sidgym.launch.schema import PreferenceConfig, RunConfig
-from sidgym.launch.stages import Stage, content_hash, environment_record
+from sidgym.launch.schema import ConfigError, PreferenceConfig, RunConfig
+from sidgym.launch.stages import Stage, content_hash, environment_record, is_complete, locked
 from sidgym.sid.table import write_atomically
 
 DATA, WARM, PREFERENCE = "data and codes", "supervised warm-up", "preference model"
@@ -63,6 +64,7 @@ class Bench:
     told: dict[str, Any] = field(default_factory=dict)  # what else the summary says of the command
     name: str = "variants"
     apart: Mapping[str, PreferenceConfig] = field(default_factory=dict)  # arms with a preference model of their own
+    start_of: Path | None = None  # another contest's folder, for what is built before the trials
 
     def run_of(self, run: RunConfig, arm: str) -> RunConfig:
         """The run of a seed that an arm is trained in: ``run``, or one beside it with another preference model."""
@@ -127,6 +129,25 @@ def share_stages(bench: Bench) -> None:
                     (folder / stage).symlink_to(Path("..") / run.name / stage)
 
 
+def take_stages(bench: Bench, source: Path) -> None:
+    """Copies what is built before the trials from the contest in ``source``, as far as it was made from the same
+    settings, data and code; the rest is built. Raises ``ConfigError`` for a folder without any seed of a contest."""
+    if not any(source.glob("seed-*")):
+        raise ConfigError(f"--start-of: expected the folder of a contest, with seed-0 and so on; {source} has none")
+    for run in bench.runs():
+        stages = make_plan(run).stages
+        for name in (name for name in (*SHARED, "preference") if name in stages):
+            stage, there = stages[name], source / run.name / name
+            if stage.complete or not is_complete(there, stage.hash):
+                continue
+            with locked(stage.directory):
+                copy = stage.directory.with_name(f"{name}.copy")
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.copytree(there, copy)
+                shutil.rmtree(stage.directory, ignore_errors=True)
+                copy.rename(stage.directory)
+
+
 def _step(run: RunConfig, plan: Plan, system: str, *names: str) -> Step:
     return Step(run.seed, system, run, tuple(plan.stages[name] for name in names))
 
@@ -161,6 +182,8 @@ def run_bench(bench: Bench) -> dict[str, Any]:
     check_names(bench.config)
     bench.config.directory.mkdir(parents=True, exist_ok=True)
     share_stages(bench)
+    if bench.start_of:
+        take_stages(bench, bench.start_of)
     setting = setting_of(bench.config)
     failed: Exception | None = None
     # Ray's nodes work in folders of their own.

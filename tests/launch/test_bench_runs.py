@@ -89,6 +89,23 @@ def test_results_append_and_finished_trials_stay(grown):
     assert set(second["objectives"]) == {"sft", CONTROL, "grpo", "ecpo"}
 
 
+def test_the_start_of_another_contest_is_taken_where_it_is_the_same(grown, tmp_path, capsys):
+    given = ("--objectives", "grpo", "--seeds", "1", "--start-of", str(grown[0] / "out"))
+    with fail_at("sft"):
+        taken = bench(tmp_path, *given)
+        with pytest.raises(RuntimeError, match="no luck"):
+            bench(tmp_path, *given, "--sft.epochs", "3", "--out", str(tmp_path / "other"))
+    assert "--start-of" not in taken["command"]
+    before = grown[1]["objectives"]
+    assert {name: one["ndcg@10"] for name, one in taken["objectives"].items()} == {
+        name: one["ndcg@10"] for name, one in before.items()
+    }
+    assert taken["objectives"]["sft"]["seconds"] == before["sft"]["seconds"], "of the training, not of the copy"
+    with pytest.raises(SystemExit):
+        bench(tmp_path, *given[:-1], str(tmp_path / "other" / "seed-0"), "--out", str(tmp_path / "third"))
+    assert "--start-of: expected the folder of a contest" in capsys.readouterr().err
+
+
 def test_the_summary_is_what_was_promised(grown):
     _, _, _, summary, _ = grown
     for name, figures in summary["objectives"].items():
