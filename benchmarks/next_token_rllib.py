@@ -12,7 +12,7 @@ import numpy as np
 
 from sidgym.benchmarks.next_token_store import make_env, play, report
 
-STEPS, QUICK_STEPS = 240_000, 8_000
+STEPS, QUICK_STEPS = 240_000, 16_000
 ENVIRONMENTS = 32
 BATCH = 4096
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sidgym.benchmarks.results_page import contests_in, machine_of, read_results
 from sidgym.benchmarks.summary import validate_summary
 from sidgym.benchmarks.tables import RESULTS, SCRIPTS, performance, readme
 
@@ -22,7 +23,8 @@ def test_performance_quotes_the_stored_result():
     assert performance() in text, "regenerate that part with sidgym.benchmarks.tables.performance()"
 
 
-PIPELINES = sorted(path for path in RESULTS.glob("*.json") if path.stem not in SCRIPTS)
+CONTESTS = contests_in(read_results()) if RESULTS.exists() else {}
+PIPELINES = sorted(path for path in RESULTS.glob("*.json") if path.stem not in {*SCRIPTS, *CONTESTS})
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
@@ -30,6 +32,16 @@ def test_stored_results_follow_the_schema(path):
     result = json.loads(path.read_text())
     validate_summary(result)
     assert result["command"].startswith("sidgym ")
+
+
+@pytest.mark.parametrize("name", CONTESTS)
+def test_stored_contests_are_full_ones_whose_makers_are_known(name):
+    result = CONTESTS[name]
+    assert result["command"].startswith(f"sidgym bench {result['benchmark']}")
+    assert result["preset"] == "full"
+    assert len(result["seeds"]) >= (1 if "beauty" in name else 3)
+    assert machine_of(result)
+    assert result["commit"]
 
 
 def test_the_demonstration_holds_in_each_seed():
