@@ -32,9 +32,11 @@ import numpy as np
 from sidgym.benchmarks import script
 
 VICTIMS = ("env_runner", "learner", "driver", "node")
+QUICK_VICTIMS = VICTIMS[:3]
+"""Of a quick run; ``tests/agents/test_cluster.py`` takes a node away."""
 TITLES = {"env_runner": "ray::GroupEnvRunner", "learner": "ray::_WrappedExecutable", "vllm": "ray::VllmRunner"}
 """How Ray names the processes of actors."""
-STEPS, QUICK_STEPS = 60, 15
+STEPS, QUICK_STEPS = 60, 24
 PATIENCE = 240.0
 """Seconds without a new iteration after which a run counts as stuck."""
 PLAIN = ["--rl.backend", "torch", "--rl.env-runners", "0", "--rl.learners", "0"]
@@ -251,9 +253,10 @@ def check_accounts(metrics: Path, steps: int, groups: int = 16) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs with kills until there were enough."""
-    kills, steps = (1, QUICK_STEPS) if options.quick else (options.kills, STEPS)
+    victims, kills, steps = VICTIMS, options.kills, STEPS
+    if options.quick:
+        victims, kills, steps = QUICK_VICTIMS, len(QUICK_VICTIMS), QUICK_STEPS
     shorter = ["--rl.steps", str(steps)]
-    run = [*shorter, "--rl.env-runners", "1"] if options.quick else shorter
     events: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sidgym-soak-") as name, ray_cluster() as cluster:
         root = Path(name)
@@ -263,9 +266,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         vllm = importlib.util.find_spec("vllm") is not None and not options.quick
         while len(events) < kills:
             seed = options.seeds[0] + len(events)
-            order = np.random.default_rng(seed).permutation(VICTIMS)[: kills - len(events)].tolist()
+            order = np.random.default_rng(seed).permutation(victims)[: kills - len(events)].tolist()
             folder = root / f"run-{len(events)}"
-            done = one_run(root / "prepared", folder, cluster, order, seed, run, steps)
+            done = one_run(root / "prepared", folder, cluster, order, seed, shorter, steps)
             events += [{"seed": seed, **event} for event in done]
             compare(root / "whole", folder, steps)
             shutil.rmtree(folder)

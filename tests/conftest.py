@@ -31,7 +31,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-LONGEST = ("test_scripts.py", "test_wheel.py", "test_rllib.py", "test_failures.py")
+LONGEST = ("test_scripts.py", "test_rllib.py", "test_engine_vllm.py", "test_wheel.py")
 """Files that go first: with several processes, a long one that begins last leaves the others without work."""
 
 

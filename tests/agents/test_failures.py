@@ -35,22 +35,6 @@ CONFIG = RlConfig(
 NAMES = ["checkpoint-000002", "checkpoint-000004"]
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.timeout(280)
-def test_three_seeded_kills_change_no_bit(tmp_path):
-    """An env runner, the learner and the driver of one run. The undisturbed run is the plain trainer's."""
-    pytest.importorskip("ray")
-    soak.prepare(tmp_path / "prepared")
-    steps = 28  # of which every victim is killed within seven, and the last seven see the end
-    shorter, victims = ["--rl.steps", str(steps)], ("env_runner", "learner", "driver")
-    with soak.ray_cluster() as cluster:
-        soak.one_run(tmp_path / "prepared", tmp_path / "whole", cluster, options=soak.PLAIN + shorter)
-        events = soak.one_run(tmp_path / "prepared", tmp_path / "disturbed", cluster, victims, 5, shorter, steps)
-    assert [event["victim"] for event in events] == list(victims)
-    soak.compare(tmp_path / "whole", tmp_path / "disturbed", steps)
-
-
 @pytest.fixture
 def task(tmp_path: Path) -> RlTask:
     table = toy_table()

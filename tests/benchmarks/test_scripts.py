@@ -132,6 +132,12 @@ def workers_change_nothing(figures):
     assert figures["runners"] is None or figures["runners"]["same_groups"]
 
 
+def every_kill_was_made_good(figures):
+    """An env runner, the learner and the driver of one run, whose bits are those of an undisturbed one."""
+    assert {event["victim"] for event in figures["events"]} == {"env_runner", "learner", "driver"}
+    assert figures["kills_compared_bit_for_bit"] == figures["kills"] == 3
+
+
 def every_arm_was_judged(figures):
     arms = figures["stores"]["simulator"]["arms"]
     assert {arm["tokenizer"] for arm in arms.values()} == set(TOKENIZERS)
@@ -152,6 +158,7 @@ CHECKS = {
     "semantic_ids": every_arm_was_judged,
     "trie": compact_and_opened_at_once,
     "scaling": workers_change_nothing,
+    "soak": every_kill_was_made_good,
     "next_token_sb3": agent_has_learned,
     "next_token_rllib": agent_has_learned,
     "environments": native_is_faster,
