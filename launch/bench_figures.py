@@ -42,6 +42,9 @@ PANELS = (
     ("ratio_max", "Largest importance ratio", "of an iteration", True),
 )
 
+REWARDS = ("eval/reward", "reward")
+"""Not drawn together where each arm has a reward of its own: their scales differ."""
+
 
 def arm_styles(systems: Iterable[str]) -> dict[str, Style]:
     """One style a system, by name and not by rank: the same colours whoever wins."""
@@ -94,6 +97,8 @@ def curve_section(summary: Summary, style: Mapping[str, Style]) -> str:
     figures, drawn = [], set()
     for number, (key, caption, unit, from_zero) in enumerate(PANELS):
         lines = summary["curves"].get(key)
+        if key in REWARDS and summary.get("own_rewards"):
+            continue
         if lines and any(row[1] for rows in lines.values() for row in rows):
             figures.append(figure(caption, band_chart(f"curve-{number}", lines, "step", unit, style, from_zero)))
             drawn |= set(lines)
@@ -115,7 +120,12 @@ def hacking_section(summary: Summary, style: Mapping[str, Style]) -> str:
     paths = {name: path for name, path in paths.items() if len(path) > 1}
     if not paths:
         return ""
-    svg = path_chart("hacking", paths, "validation reward", "validation NDCG@10", style)
+    # Rewards on scales of their own have a chart each.
+    groups = [(name_of(n), {n: path}) for n, path in paths.items()] if summary.get("own_rewards") else []
+    charts = [
+        figure(title, path_chart(f"hacking-{number}", drawn, "validation reward", "validation NDCG@10", style))
+        for number, (title, drawn) in enumerate(groups or [("Hacking plot", paths)])
+    ]
     warned = [f"{name_of(n)} in {h['warned']} seed(s)" for n, h in summary["hacking"].items() if h["warned"]]
     told = f"The audit warned of a gamed reward: {', '.join(warned)}." if warned else "The audit warned in no seed."
     return (
@@ -123,7 +133,7 @@ def hacking_section(summary: Summary, style: Mapping[str, Style]) -> str:
         '<p class="soft">From the start (hollow) to the end (full) of training, means over seeds. Up and right: both '
         "gain. Right and down: the reward rises at the cost of what users really took next, by design where the reward "
         f"is to lead away from the log, and as reward hacking where it is not. {escape(told)}</p>\n"
-        f'{legend(paths, style)}<div class="charts">{figure("Hacking plot", svg)}</div>'
+        f'{legend(paths, style)}<div class="charts">{"".join(charts)}</div>'
     )
 
 
@@ -137,7 +147,7 @@ def cost_section(summary: Summary, style: Mapping[str, Style]) -> str:
     """What was validated against what had been spent by then: rollouts and estimated operations."""
     figures = []
     keys = {"eval/reward": "validation reward", "eval/ndcg@10": "validation NDCG@10"}
-    if summary.get("own_rewards"):  # on scales of their own
+    if summary.get("own_rewards"):
         keys.pop("eval/reward")
     for key, unit in keys.items():
         for cost, axis in (("rollouts", "rollouts"), ("flops", "estimated operations")):

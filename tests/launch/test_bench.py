@@ -20,7 +20,7 @@ from sidgym.envs.splits import load_splits
 from sidgym.launch.bench import OBJECTIVES, PRESETS, make_bench, make_parser, run_bench_command
 from sidgym.launch.bench_arms import arm_name, differences, rewards_of, settings_of, with_arms
 from sidgym.launch.bench_estimate import makespan
-from sidgym.launch.bench_figures import arm_styles, cost_section, pair_section
+from sidgym.launch.bench_figures import arm_styles, cost_section, curve_section, hacking_section, pair_section
 from sidgym.launch.bench_report import console_table, write_report
 from sidgym.launch.bench_runs import Step, setting_of
 from sidgym.launch.bench_table import TrialTable
@@ -302,10 +302,16 @@ def test_dots_are_full_where_a_difference_is_shown_after_correction():
     assert [text.count("var(--paper)") for text in hollow] == [0, 2 * 5]
 
 
-def test_rewards_of_their_own_share_no_chart_of_cost():
+def test_rewards_of_their_own_share_no_chart():
     summary, style = make_summary(), arm_styles(["sft", CONTROL, "grpo", "ecpo"])
     assert "Validation reward by" in cost_section(summary, style)
     assert "Validation reward by" not in cost_section(summary | {"own_rewards": True}, style)
+    own = summary | {"own_rewards": True}
+    drawn = hacking_section(own, style)
+    assert "Hacking plot" not in drawn
+    assert drawn.count('<svg class="chart"') == len(summary["curves"]["eval/reward"]) > 1
+    assert "Validation reward</figcaption>" in curve_section(summary, style)
+    assert "Validation reward</figcaption>" not in curve_section(own, style)
 
 
 def test_the_page_escapes_what_it_is_told(tmp_path):
