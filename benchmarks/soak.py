@@ -31,7 +31,7 @@ import numpy as np
 
 from sidgym.benchmarks import script
 
-VICTIMS = ("env_runner", "learner", "driver", "node")
+VICTIMS: tuple[str, ...] = ("env_runner", "learner", "driver", "node")
 QUICK_VICTIMS = VICTIMS[:3]
 """Of a quick run; ``tests/agents/test_cluster.py`` takes a node away."""
 TITLES = {"env_runner": "ray::GroupEnvRunner", "learner": "ray::_WrappedExecutable", "vllm": "ray::VllmRunner"}
@@ -253,9 +253,8 @@ def check_accounts(metrics: Path, steps: int, groups: int = 16) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs with kills until there were enough."""
-    victims, kills, steps = VICTIMS, options.kills, STEPS
-    if options.quick:
-        victims, kills, steps = QUICK_VICTIMS, len(QUICK_VICTIMS), QUICK_STEPS
+    victims = QUICK_VICTIMS if options.quick else VICTIMS
+    kills, steps = (len(victims), QUICK_STEPS) if options.quick else (options.kills, STEPS)
     shorter = ["--rl.steps", str(steps)]
     events: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sidgym-soak-") as name, ray_cluster() as cluster:
