@@ -104,8 +104,8 @@ def _best(summary: Summary, arms: Sequence[str]) -> tuple[int, str]:
     above = [name for name, pair in pairs.items() if pair and shown(pair) < 0]
     if above:
         return -1, (
-            f"No {kind_of(summary)} is best: {_listed(above)} is shown to be above the highest of them in {what}, "
-            f"{top} with {value}{oracle}."
+            f"No {kind_of(summary)} is best: {_listed(above)} {'are' if len(above) > 1 else 'is'} shown to be above "
+            f"the highest of them in {what}, {top} with {value}{oracle}."
         )
     if not tied:
         margin = min((pair for pair in pairs.values() if pair), key=lambda pair: pair["mean"])

@@ -106,4 +106,4 @@ def pair_words(pair: Mapping[str, Any]) -> str:
     what = metric_name(pair["metric"])
     text = f"{pair['mean']:+.4f} ({pair['low']:+.4f} to {pair['high']:+.4f}, corrected p {p_value(pair['p_holm'])})"
     said = {1: "is shown to be above", -1: "is shown to be below", 0: "is not shown to differ from"}[shown(pair)]
-    return f"{pair['a']} {said} {pair['b']} in {what}: {text}.".replace(": -", ": −").replace("(-", "(−")
+    return f"{pair['a']} {said} {pair['b']} in {what}: {text.replace('-', '−')}."

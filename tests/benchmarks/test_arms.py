@@ -83,7 +83,7 @@ def test_a_lead_within_chance_is_not_called_best():
 
 def test_arms_below_their_start_are_said_to_be():
     _, said = told({"grpo": -0.1, "ecpo": -0.12})
-    assert said[0].startswith("No objective is best: SFT and NLL only")
+    assert said[0].startswith("No objective is best: SFT and NLL only are shown to be above")
     assert any(text.startswith("Shown to be below SFT") for text in said)
 
 
