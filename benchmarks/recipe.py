@@ -262,7 +262,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             chosen = folder / "chosen.json"
             if not chosen.exists():
                 raise SystemExit(f"expected {chosen}: run --stage search with the same --parts first")
-            out["final"] = final(plan, json.loads(chosen.read_text()), 60 if options.quick else 0)
+            out["search"] = json.loads(chosen.read_text())
+            out["final"] = final(plan, out["search"], 60 if options.quick else 0)
         settings = {name: asdict(arm) for name, arm in arms.items()}
         return {**out, "settings": settings, "rungs": [asdict(rung) for rung in RUNGS], "cpu_minutes": plan.cpu_s / 60}
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sidgym.benchmarks.contest_tables import contests
+from sidgym.benchmarks.results_page import read_results
 from sidgym.benchmarks.script import processors
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -75,8 +77,8 @@ def differences(result: Mapping[str, Any], metrics: Sequence[str]) -> str:
 
 def readme() -> str:
     """The part of the README that quotes results."""
-    demo, amazon = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("demo", "amazon_scientific"))
-    stored = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in SCRIPTS}
+    stored = read_results()
+    demo, amazon = stored["demo"], stored["amazon_scientific"]
     parts = [
         f"**The demonstration** (`{demo['command']}`; {_setting(demo)}). Logs come from a popularity-biased "
         "recommender and the true preference is known. The preference reward is learned from the same logs. Range over "
@@ -92,6 +94,7 @@ def readme() -> str:
         *environments(stored["environments"]),
         agents([stored["next_token_sb3"], stored["next_token_rllib"]]),
         *sessions(stored["sessions"]),
+        *contests(stored),
     ]
     return "\n\n".join(part for part in parts if part)
 
