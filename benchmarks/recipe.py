@@ -112,7 +112,8 @@ class Search:
 
     def slug(self, name: str, rung: Rung) -> str:
         """An arm as part of a file's name; other settings, steps or users give another one."""
-        what = [asdict(self.arms[name]) if name in self.arms else name, rung.steps, rung.users]
+        arm = self.arms.get(name)
+        what = [{"rl": asdict(arm.rl), "control": arm.control} if arm else name, rung.steps, rung.users]
         told = "".join(letter if letter.isalnum() or letter == "." else "_" for letter in name)
         return f"{told}-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:6]}"
 
@@ -179,11 +180,12 @@ def told(found: Figures, names: list[str], control: dict[str, str], score: dict[
 
 def search(plan: Search, rungs: tuple[Rung, ...]) -> dict[str, Any]:
     """Successive halving; the arm and the controls that are left, and what every rung found."""
-    names = [name for name, arm in plan.arms.items() if not arm.control]
+    names: list[str] = []
     controls = [name for name, arm in plan.arms.items() if arm.control]
     stores, rounds = list(plan.stores), []
     plan.starts()
     for number, rung in enumerate(rungs):
+        names += [name for name, arm in plan.arms.items() if not arm.control and arm.rung == number]
         found = plan.judge([*controls, *names], rung, f"rung{number}")
         control = best_controls(found, controls, stores)
         score = scored(found, [*names], control)

@@ -3,7 +3,7 @@
 ``docs/recipe.md`` says why each is there. Left out: how they are trained, judged and chosen between (``recipe``).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sidgym.agents.config import RewardConfig, RlConfig
@@ -22,6 +22,7 @@ class Candidate:
 
     rl: RlConfig
     control: bool = False  # likelihood alone: not a candidate, but what candidates have to beat
+    rung: int = field(default=0, repr=False)  # the first that it is in; of no account for what it learns
 
 
 BASE = RlConfig(
@@ -37,8 +38,8 @@ def candidates() -> dict[str, Candidate]:
     Weights of likelihood are such that the gradients beside each other are of about one size, measured at the starts.
     """
 
-    def of(control: bool = False, **changes: Any) -> Candidate:
-        return Candidate(replace(BASE, **changes), control)
+    def of(control: bool = False, rung: int = 0, **changes: Any) -> Candidate:
+        return Candidate(replace(BASE, **changes), control, rung)
 
     nll: dict[str, Any] = {"control": True, "objective": "nll", "rewards": (), "nll_weight": 1.0}
     cut: dict[str, Any] = {"mode": "cut", "objective": "rloo", "advantage": "batch_standardised"}
@@ -80,4 +81,13 @@ def candidates() -> dict[str, Candidate]:
         "list + nll, curriculum": of(**{**listed, "nll_weight": 0.03}, curriculum=0.5),
         "list of 32, sharper": of(**listed, group_size=32, list_temperature=0.5),
         "preferences + nll": of(objective="s_dpo", rewards=(), kl_weight=0.1),
+        # What went on from the first rung, with the curriculum of the control that stood highest in both stores.
+        "hits + nll .1, curriculum": of(objective="grpo_sr", nll_weight=0.1, curriculum=0.5, rung=1),
+        "hits + nll, stale, curriculum": of(staleness=4, curriculum=0.5, rung=1),
+        "top 2 prefix + nll, curriculum": of(
+            **cut, rewards=PREFIX, cut_levels=2, nll_weight=1.0, curriculum=0.5, rung=1
+        ),
+        "all levels hits + nll, curriculum": of(
+            **cut, rewards=HIT[:1], cut_levels=4, nll_weight=1.0, curriculum=0.5, rung=1
+        ),
     }

@@ -160,6 +160,19 @@ def test_halving_ends_with_the_best_arm_and_never_asks_for_test_users(tmp_path):
     json.dumps(found)
 
 
+def test_an_arm_of_a_later_rung_joins_there_and_is_the_same_part_wherever_it_joins(tmp_path):
+    plan = Planted(tmp_path)
+    early, late = plan.arms["good"], replace(plan.arms["good"], rung=1)
+    plan.arms["good"] = late
+    found = search(plan, RUNGS)
+    assert found["chosen"] == "good"
+    assert [("good" in names) for names, *_ in plan.asked] == [False, True]
+    assert repr(early) == repr(late), "what is kept of it is told by its arguments"
+    own, other = Planted(tmp_path), Planted(tmp_path)
+    other.arms["good"] = late
+    assert own.slug("good", RUNGS[0]) == other.slug("good", RUNGS[0])
+
+
 def test_the_final_judges_test_users_of_one_choice(tmp_path):
     plan = Planted(tmp_path)
     chosen = {"chosen": "good", "control": {"a": "nll", "b": "nll"}, "steps": 9}
