@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sidgym.benchmarks import recipe_tables
 from sidgym.benchmarks.arms_tables import figure_cell, grid, pairs, results
 from sidgym.benchmarks.claims import claims_table, judge_all, of
 from sidgym.benchmarks.comparisons import shown
@@ -32,6 +33,8 @@ SYSTEMS = ("scaling", "transfer")
 DATA = {"scientific": "Amazon Industrial & Scientific", "beauty": "Amazon Beauty"}
 """Words in the folders' names of logs, and in the names of their results -> what the logs are."""
 STORE = "simulator"
+APART = ("baselines", "recipe")
+"""Results with a section of their own."""
 PLACES = (
     ("DATA", ("data", "path")),
     ("DATA2", ("", "second-path")),
@@ -77,6 +80,10 @@ def page(stored: Stored) -> str:
         for name in (name for name, one in contests.items() if of(one, benchmark)):
             parts += section(contests[name])
     parts += baselines(stored.get("baselines"))
+    if "recipe" in stored:
+        found = stored["recipe"]
+        told = "The search, on validation users; `docs/recipe.md` says what it asked and what came of it."
+        parts += ["## The recipe", made_by(found), recipe_tables.final(found), told, *recipe_tables.search(found)]
     parts += ["## Everything else that is stored", others({n: o for n, o in stored.items() if n not in contests})]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -201,7 +208,7 @@ def margin_words(found: Mapping[str, Any] | None) -> str:
 
 def others(stored: Stored) -> str:
     """What else is stored: command, seeds, machine."""
-    rows = {f"`{name}.json`": [made_by(one).rstrip(".") or "–"] for name, one in stored.items() if name != "baselines"}
+    rows = {f"`{name}.json`": [made_by(one).rstrip(".") or "–"] for name, one in stored.items() if name not in APART}
     return grid(["made by"], rows) if rows else ""
 
 
