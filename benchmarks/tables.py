@@ -47,6 +47,7 @@ SCRIPTS = (
     "task_mixtures",
     "token_merger",
     "preference",
+    "recipe",
 )
 """Stored results of scripts that are no pipeline."""
 AMAZON = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50")
