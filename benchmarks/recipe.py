@@ -29,7 +29,7 @@ from sidgym.benchmarks.beauty import QUICK as SMALL
 from sidgym.benchmarks.beauty import made_up
 from sidgym.benchmarks.parts import Part, in_parts
 from sidgym.benchmarks.recipe_parts import METRICS, Store, judge_start, train_arm, train_start, write_json
-from sidgym.benchmarks.recipe_settings import Candidate, candidates
+from sidgym.benchmarks.recipe_settings import Candidate, candidates, like
 from sidgym.benchmarks.script import main
 from sidgym.envs.statistics import paired_bootstrap
 
@@ -162,11 +162,18 @@ def scored(found: Figures, names: list[str], control: dict[str, str]) -> dict[st
     }  # fmt: skip
 
 
-def told(found: Figures, names: list[str], control: dict[str, str], score: dict[str, float]) -> dict[str, Any]:
-    """Every arm's figures and gains, by store, for people to read."""
+def told(
+    found: Figures, arms: dict[str, Candidate], names: list[str], control: dict[str, str], score: dict[str, float]
+) -> dict[str, Any]:
+    """Every arm's figures and gains, by store, for people to read; intervals over the control that is like it."""
     out: dict[str, Any] = {}
-    for name in (START, *working(found, names)):
+    usable = working(found, names)
+    for name in (START, *usable):
         out[name] = {"score": round(score[name], 3)} if name in score else {}
+        other = like(arms, name) if name in arms else None
+        if other in usable:
+            pairs = {store: {m: interval(found, name, other, store, m) for m in METRICS} for store in control}
+            out[name]["like"] = {"control": other, **pairs}
         for store in control:
             own = [part for (arm, where, _), part in sorted(found.items()) if (arm, where) == (name, store)]
             out[name][store] = {
@@ -189,7 +196,7 @@ def search(plan: Search, rungs: tuple[Rung, ...]) -> dict[str, Any]:
         found = plan.judge([*controls, *names], rung, f"rung{number}")
         control = best_controls(found, controls, stores)
         score = scored(found, [*names], control)
-        figures = told(found, [*controls, *names], control, score)
+        figures = told(found, plan.arms, [*controls, *names], control, score)
         names = sorted(names, key=lambda name: -score[name])[: rung.keep]
         kept = {control[store] for store in stores}
         worth = {name: min(standardised(gain(found, name, START, store, m)) for store in stores for m in METRICS)

@@ -3,6 +3,7 @@
 ``docs/recipe.md`` says why each is there. Left out: how they are trained, judged and chosen between (``recipe``).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,3 +92,13 @@ def candidates() -> dict[str, Candidate]:
             **cut, rewards=HIT[:1], cut_levels=4, nll_weight=1.0, curriculum=0.5, rung=1
         ),
     }
+
+
+def like(arms: Mapping[str, Candidate], name: str) -> str | None:
+    """The control that differs from an arm in rewards alone: same rate, same way to come by its contexts."""
+
+    def drawn(arm: Candidate) -> tuple[float, float, int]:
+        return arm.rl.lr, arm.rl.curriculum, arm.rl.refills
+
+    alike = [other for other, arm in arms.items() if arm.control and drawn(arm) == drawn(arms[name])]
+    return alike[0] if alike and not arms[name].control else None

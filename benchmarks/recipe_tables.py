@@ -50,6 +50,21 @@ def told(number: int, rung: Mapping[str, Any]) -> Iterator[str]:
                 cells += [_gain(arm, store, metric, "sft"), _gain(arm, store, metric, control[store])]
         lines.append(_row((_name(name), *cells)))
     yield "\n".join(lines).replace("-0.", "−0.").replace("| -", "| −")
+    yield from alike(rung)
+
+
+def alike(rung: Mapping[str, Any]) -> Iterator[str]:
+    """What rewards alone add: arms over the control with the same rate and the same way to come by its contexts."""
+    arms = {name: arm["like"] for name, arm in rung["arms"].items() if "like" in arm}
+    if not arms:
+        return
+    yield "Over the control with the same learning rate and contexts, 95 % over users, not corrected:"
+    heads = [f"{title} {metric}" for title in STORES.values() for metric in METRICS.values()]
+    lines = [_row(("", "control", *heads)), "|---|---|" + "---|" * len(heads)]
+    for name, pairs in arms.items():
+        cells = [_interval(pairs[store][metric]) for store in STORES for metric in METRICS]
+        lines.append(_row((name, pairs["control"], *cells)))
+    yield "\n".join(lines)
 
 
 def final(result: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from sidgym.benchmarks.recipe_parts import (
     trained,
     users_of,
 )
-from sidgym.benchmarks.recipe_settings import candidates
+from sidgym.benchmarks.recipe_settings import candidates, like
 from sidgym.envs.records import Sequences
 
 RUNGS = (Rung(2, 40, 1, 2, 2), Rung(3, 60, 2, 1, 1))
@@ -44,6 +44,17 @@ def test_every_arm_is_another_one():
     plan = Search({}, arms, [0], Path(), 1)
     assert len({plan.slug(name, RUNGS[0]) for name in arms}) == len(arms)
     assert plan.slug("list", RUNGS[0]) != plan.slug("list", RUNGS[1]), "another number of steps is another part"
+
+
+def test_an_arm_is_compared_with_the_control_of_its_own_rate_and_contexts():
+    arms = candidates()
+    alike = {name: like(arms, name) for name in arms}
+    assert alike["hits + nll, lr 3e-4"] == "nll lr 3e-4"
+    assert alike["hits + nll, refills"] == "nll refills"
+    assert alike["list + nll, curriculum"] == "nll curriculum"
+    assert alike["nll"] is None
+    for name, other in alike.items():
+        assert arms[name].control or (other and arms[other].rl.lr == arms[name].rl.lr), name
 
 
 @pytest.mark.slow
@@ -157,6 +168,7 @@ def test_halving_ends_with_the_best_arm_and_never_asks_for_test_users(tmp_path):
     assert (found["chosen"], found["control"]) == ("good", {"a": "nll", "b": "nll"})
     assert plan.asked[0] == (["fair", "good", "nll", "nll weak", "poor"], 2, 1, False)
     assert plan.asked[1] == (["fair", "good", "nll", "nll weak"], 3, 2, False)
+    assert found["rungs"][0]["arms"]["good"]["like"]["a"]["n@10"]["low"] > 0
     json.dumps(found)
 
 
