@@ -230,6 +230,8 @@ def final(plan: Search, chosen: dict[str, Any], users: int) -> dict[str, Any]:
                       for name, own in {"recipe": arm, **compared}.items()},
             **{f"recipe_minus_{name}": {m: interval(found, arm, other, store, m) for m in METRICS}
                for name, other in compared.items()},
+            "beside": {other: {m: interval(found, arm, other, store, m) for m in METRICS}
+                       for other in sorted(set(control.values()) - {control[store]})},
             "users": len(found[arm, store, plan.seeds[0]]["per_user"]["n@10"]),
         }  # fmt: skip
         lows = [entry["low"] for name in compared for entry in out[store][f"recipe_minus_{name}"].values()]

@@ -74,6 +74,7 @@ def final(result: Mapping[str, Any]) -> str:
     result = result["final"]
     lines = [_row(("", "metric", "recipe", "start", "control", "recipe − start", "recipe − control", "met"))]
     lines.append("|---|" + "---|" * 7)
+    beside = []
     for store, title in STORES.items():
         found = result["stores"][store]
         for metric, head in METRICS.items():
@@ -82,6 +83,10 @@ def final(result: Mapping[str, Any]) -> str:
             met = "yes" if all(pair["low"] > 0 for pair in pairs) else "no"
             where = f"{title}, {found['users']:,} users, *{result['control'][store]}*"
             lines.append(_row((where, head, *(f"{mean:.4f}" for mean in means), *map(_interval, pairs), met)))
+    for store, title in STORES.items():
+        for other, pairs in result["stores"][store]["beside"].items():
+            told = ", ".join(f"{head} {_interval(pairs[metric])}" for metric, head in METRICS.items())
+            beside.append(f"{title}, recipe − *{other}*, the other store's control: {told}.")
     held = "is met" if result["criterion_met"] else "is not met"
     seeds = len(next(iter(result["stores"].values()))["seeds"]["recipe"])
     return "\n".join(
@@ -89,6 +94,8 @@ def final(result: Mapping[str, Any]) -> str:
             f"*{result['recipe']}* on test users, {seeds} seeds, 95 % intervals over users. The criterion {held}.",
             "",
             *lines,
+            "",
+            " ".join(beside),
         ]
     )
 
