@@ -157,8 +157,13 @@ def pairs(summary: Summary) -> str:
 
 def pair_cell(pair: Mapping[str, Any]) -> str:
     """A difference as text, bold where it is shown."""
-    text = f"{pair['mean']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]".replace("-", "−")
+    text = interval_cell(pair)
     return f"{f'**{text}**' if shown(pair) else text}, p {p_value(pair['p_holm'])}"
+
+
+def interval_cell(pair: Mapping[str, Any]) -> str:
+    """A difference with its interval."""
+    return f"{pair['mean']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]".replace("-", "−")
 
 
 def budgets(summary: Summary) -> str:

@@ -77,6 +77,13 @@ def verdict(summary: Summary) -> list[tuple[int, str]]:
     ]
 
 
+def headline(summary: Summary) -> list[str]:
+    """Of the verdict: who is best, who is above the start, and who finds less of what users took next."""
+    arms = arms_of(summary)
+    above = [said for said in _against(summary, arms, START) if said[0] > 0]
+    return [text for _, text in (_best(summary, arms), *above, *_other_metric(summary, arms))]
+
+
 def _fewer(summary: Summary) -> list[tuple[int, str]]:
     """Which systems lack seeds, so that the others' are not counted either."""
     if not summary["fewer"]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidgym.benchmarks.arms_seeds import alone, difference
-from sidgym.benchmarks.arms_tables import NONE
+from sidgym.benchmarks.arms_tables import NONE, interval_cell
 from sidgym.benchmarks.arms_words import p_value, pair_of
 from sidgym.benchmarks.comparisons import shown
 
@@ -82,7 +82,7 @@ def gate_stops_gaming(summary: Summary) -> Outcome:
     figures = [one for one in told.values() if one]
     figure = "; ".join(text for _, text, _ in figures)
     hits = difference(summary["by_seed"], "gated", "ungated", "hr@50")
-    figure += f"; HR@50 of gated − ungated over seeds {_signed(hits)}" if hits else ""
+    figure += f"; HR@50 of gated − ungated over seeds {interval_cell(hits)}" if hits else ""
     figure += f"; without the gate: {open_gate.figure}"
     if open_gate.status == NOT:
         return Outcome(NOT, f"nothing to stop, the ungated reward is not shown to be gamed: {figure}", figures[0][2])
@@ -111,8 +111,8 @@ def grpo_sr_stays_legal(summary: Summary) -> Outcome:
         return _missing("GRPO-SR and GRPO over the whole vocabulary")
     ours = {name: alone(found, name, "har") for name in ("sft", "vocab", "vocab_sr", "trie", "trie_sr")}
     levels = ", ".join(f"{name} {one['mean']:.2%}" for name, one in ours.items() if one)
-    figure = f"HaR of vocab_sr − vocab {_signed(told)}"
-    figure += f"; vocab_sr − sft {_signed(start)}" if start else ""
+    figure = f"HaR of vocab_sr − vocab {interval_cell(told)}"
+    figure += f"; vocab_sr − sft {interval_cell(start)}" if start else ""
     return _by_seeds(told, f"{figure} ({levels})", below=True)
 
 
@@ -125,7 +125,7 @@ def gbpo_is_steadiest(summary: Summary) -> Outcome:
     if not told:
         return _missing("GBPO and another objective with an importance ratio")
     worst = max(told.values(), key=lambda one: one["high"])
-    figure = "; ".join(f"gbpo − {name} {_signed(one)}" for name, one in told.items())
+    figure = "; ".join(f"gbpo − {name} {interval_cell(one)}" for name, one in told.items())
     fewest = {"seeds": min(one["seeds"] for one in told.values())}  # a single seed has no interval, and shows nothing
     return _by_seeds({**worst, **fewest}, f"spread of the gradient norm over its mean: {figure}", below=True)
 
@@ -224,7 +224,7 @@ def _gamed(summary: Summary, arm: str) -> Outcome:
     truth = pair_of(summary, arm, "sft", TRUTH)
     if gain is None or pair is None:
         return _missing(f"{arm} and SFT")
-    figure = "; ".join([_pair(pair), *([_pair(truth)] if truth else []), f"its own reward {_signed(gain)}"])
+    figure = "; ".join([_pair(pair), *([_pair(truth)] if truth else []), f"its own reward {interval_cell(gain)}"])
     if gain["seeds"] < 2:
         return Outcome(UNTESTABLE, f"one seed says nothing of another training: {figure}", _ends(pair))
     if gain["low"] <= 0 or shown(pair) >= 0:
@@ -256,13 +256,9 @@ def _ends(told: Mapping[str, Any]) -> tuple[float, float]:
     return told["low"], told["high"]
 
 
-def _signed(told: Mapping[str, Any]) -> str:
-    return _minus(f"{told['mean']:+.4f} [{told['low']:+.4f}, {told['high']:+.4f}]")
-
-
 def _pair(pair: Mapping[str, Any]) -> str:
     metric = {ACCURACY: "NDCG@10", TRUTH: "true preference of the top 10"}.get(pair["metric"], pair["metric"])
-    return f"{metric} of {pair['a']} − {pair['b']} {_signed(pair)}, p {p_value(pair['p_holm'])}"
+    return f"{metric} of {pair['a']} − {pair['b']} {interval_cell(pair)}, p {p_value(pair['p_holm'])}"
 
 
 def _minus(text: str) -> str:

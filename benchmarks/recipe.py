@@ -266,14 +266,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             stores = {n: replace(store, data=replace(store.data, path=paths[n])) for n, store in STORES.items()}
         plan = Search(stores, arms, options.seeds, folder, options.workers)
         out: dict[str, Any] = {"stage": options.stage, "command": command(options)}
+        chosen = folder / "chosen.json"
         if options.quick or options.stage == "search":
-            out["search"] = search(plan, QUICK_RUNGS if options.quick else RUNGS)
-            write_json(folder / "chosen.json", out["search"])
+            write_json(chosen, search(plan, QUICK_RUNGS if options.quick else RUNGS))
+        elif not chosen.exists():
+            raise SystemExit(f"expected {chosen}: run --stage search with the same --parts first")
+        out["search"] = json.loads(chosen.read_text())
         if options.quick or options.stage == "final":
-            chosen = folder / "chosen.json"
-            if not chosen.exists():
-                raise SystemExit(f"expected {chosen}: run --stage search with the same --parts first")
-            out["search"] = json.loads(chosen.read_text())
             out["final"] = final(plan, out["search"], 60 if options.quick else 0)
         settings = {name: asdict(arm) for name, arm in arms.items()}
         return {**out, "settings": settings, "rungs": [asdict(rung) for rung in RUNGS], "cpu_minutes": plan.cpu_s / 60}

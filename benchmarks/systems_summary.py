@@ -11,7 +11,7 @@ import numpy as np
 
 from sidgym.benchmarks.arms_seeds import by_seed
 from sidgym.benchmarks.arms_summary import Trial, count_users
-from sidgym.benchmarks.arms_tables import figure_cell, grid
+from sidgym.benchmarks.arms_tables import figure_cell, grid, interval_cell
 from sidgym.benchmarks.arms_words import metric_name, p_value
 from sidgym.benchmarks.comparisons import compare, interval, mean_of, shown
 
@@ -95,7 +95,7 @@ def pairs_table(summary: Mapping[str, Any]) -> str:
     """Markdown, a pair a line."""
     rows = {}
     for pair in summary["pairs"]:
-        text = f"{pair['mean']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]".replace("-", "−")
+        text = interval_cell(pair)
         key = f"{pair['a']} − {pair['b']}, {metric_name(pair['metric'])}"
         rows[key] = [f"**{text}**" if shown(pair) else text, p_value(pair["p_holm"])]
     return grid(["difference", "p (Holm)"], rows)

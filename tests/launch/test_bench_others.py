@@ -8,7 +8,7 @@ from test_pipeline import TINY
 from test_report import Page
 
 from sidgym.benchmarks.claims import judge_all
-from sidgym.benchmarks.results_page import page
+from sidgym.benchmarks.results_page import page, read_results
 from sidgym.launch import bench_scaling, bench_transfer
 from sidgym.launch.cli import main
 
@@ -130,3 +130,9 @@ def test_claims_and_page_read_what_was_made(done):
     text = page(found)
     assert "## To a catalogue never seen: the simulated store" in text
     assert "sidgym bench scaling" in text
+
+
+@pytest.mark.skipif("transfer" not in read_results(), reason="only in a checkout")
+def test_the_stored_verdict_of_transfer_is_what_its_figures_say():
+    stored = read_results()["transfer"]
+    assert stored["verdict"] == [list(said) for said in bench_transfer.words(stored)]
