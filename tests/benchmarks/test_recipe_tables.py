@@ -1,5 +1,6 @@
 """The page of the recipe quotes what is stored."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def result():
 def test_the_page_quotes_the_stored_results(result):
     assert len(final(result).splitlines()) > 6
     assert final(result) in PAGE.read_text(), "regenerate it with sidgym.benchmarks.recipe_tables.final"
+
+
+@checkout
+def test_figures_in_the_text_stand_in_the_tables(result):
+    text = PAGE.read_text()
+    quoted = re.findall(r"\.\d{4}\b", text[text.index("## What mattered") : text.index("## How it was asked")])
+    known = set(re.findall(r"0(\.\d{4})\b", "\n".join(search(result))))
+    assert len(quoted) > 15
+    assert set(quoted) <= known
 
 
 def test_a_rung_tells_each_arm_over_the_start_and_over_the_control_of_its_store():
