@@ -92,7 +92,8 @@ def law_with_interval(
     mean = np.mean([part.mean(axis=1) for part in by_seed], axis=0)
     told = _estimates(sizes, mean)
     low, high = _ends(sizes, by_seed, told, resamples, np.random.default_rng(seed), same_users)
-    most = {"exponent": (EXPONENTS[0], EXPONENTS[-1]), "floor": (0.0, mean.min()), "slope": (-np.inf, np.inf)}
+    highest = max(mean.min(), told[ESTIMATED.index("floor")])  # the law's own may lie above the lowest mean
+    most = {"exponent": (EXPONENTS[0], EXPONENTS[-1]), "floor": (0.0, highest), "slope": (-np.inf, np.inf)}
     ends = {name: np.clip([low[n], high[n]], *most[name]) for n, name in enumerate(ESTIMATED)}
     return {
         **fit_law(sizes, mean),

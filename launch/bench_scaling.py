@@ -22,7 +22,8 @@ from sidgym.agents.policy import Policy, build_policy, parameter_count
 from sidgym.agents.sft import make_feed
 from sidgym.benchmarks.arms_summary import Trial
 from sidgym.benchmarks.arms_words import pair_of
-from sidgym.benchmarks.power_law import LEAST_SIZES, law_with_interval
+from sidgym.benchmarks.comparisons import shown
+from sidgym.benchmarks.power_law import EXPONENTS, LEAST_SIZES, law_with_interval
 from sidgym.benchmarks.systems_summary import pair_words
 from sidgym.envs.records import Episodes
 from sidgym.launch import builders
@@ -243,18 +244,27 @@ def words(summary: Summary) -> Iterator[tuple[int, str]]:
     for metric, good in (("loss", -1), ("ndcg@10", 1)):
         pair = pair_of(summary, names[-1], names[0], metric)
         if pair:
-            shown = (pair["p_holm"] < 0.05) * int(np.sign(pair["mean"]))
-            yield shown * good, f"Largest against smallest: {pair_words(pair)}"
-    law = summary["law"]
-    if law:
-        ends, steep = law["exponent_interval"], law["slope_interval"]
-        text = (
-            f"Loss ≈ {law['floor']:.3f} + {law['scale']:.3f} · (N / {law['smallest']:,.0f})^−{law['exponent']:.3f} "
-            f"(exponent {ends['low']:.3f} to {ends['high']:.3f}, R² {law['r2']:.3f}); without a floor the slope of "
-            f"log loss on log N is {law['slope']:+.4f} ({steep['low']:+.4f} to {steep['high']:+.4f}), over "
-            f"{len(names)} sizes and {law['seeds']} seed(s)."
-        )
-        yield 0, text.replace("-", "−")
+            yield shown(pair) * good, f"Largest against smallest: {pair_words(pair)}"
+    lowest = min(names, key=lambda name: summary["systems"][name]["loss"]["mean"])
+    beyond = pair_of(summary, names[-1], lowest, "loss")
+    if beyond:
+        yield 0, f"The lowest mean loss is {lowest}'s, not the largest one's: {pair_words(beyond)}"
+    if summary["law"]:
+        yield 0, _law_words(summary["law"], len(names))
+
+
+def _law_words(law: Mapping[str, Any], sizes: int) -> str:
+    """The fitted law in a sentence, and whether these sizes tell its exponent at all."""
+    ends, steep = law["exponent_interval"], law["slope_interval"]
+    untold = ends["low"] <= EXPONENTS[0] or ends["high"] >= EXPONENTS[-1]
+    text = (
+        f"Loss ≈ {law['floor']:.3f} + {law['scale']:.3f} · (N / {law['smallest']:,.0f})^−{law['exponent']:.3f} "
+        f"(exponent {ends['low']:.3f} to {ends['high']:.3f}{', so these sizes do not tell it' if untold else ''}; "
+        f"R² {law['r2']:.3f}); without a floor the slope of log loss on log N is {law['slope']:+.4f} "
+        f"({steep['low']:+.4f} to {steep['high']:+.4f}), over {sizes} sizes and {law['seeds']} "
+        f"seed{'' if law['seeds'] == 1 else 's'}."
+    )
+    return text.replace("-", "−")
 
 
 def law_charts(summary: Summary) -> Iterator[str]:

@@ -62,6 +62,15 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds, shared, training, 
     assert min(held.values()) >= 0.9 * count, held  # 57 are expected
 
 
+def test_no_figure_lies_outside_of_its_interval():
+    rng = np.random.default_rng(3)
+    flat = (1.46, 1.10, 1.097, 1.104, 1.109)  # the fitted floor is above the lowest of these
+    losses = [[level + rng.normal(0, 0.02) + np.zeros(9) for _ in range(3)] for level in flat]
+    told = law_with_interval(SIZES, losses)
+    for name in ("exponent", "slope", "floor"):
+        assert told[f"{name}_interval"]["low"] <= told[name] <= told[f"{name}_interval"]["high"]
+
+
 def test_noise_without_a_law_has_a_slope_interval_around_zero():
     rng = np.random.default_rng(1)
     losses = [[2.0 + rng.normal(0, 0.5, 40) for _ in range(2)] for _ in SIZES]

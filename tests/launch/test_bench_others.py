@@ -133,6 +133,28 @@ def test_claims_and_page_read_what_was_made(done):
 
 
 @pytest.mark.skipif("transfer" not in read_results(), reason="only in a checkout")
-def test_the_stored_verdict_of_transfer_is_what_its_figures_say():
-    stored = read_results()["transfer"]
-    assert stored["verdict"] == [list(said) for said in bench_transfer.words(stored)]
+def test_stored_verdicts_are_what_their_figures_say():
+    stored = {name: one for name, one in read_results().items() if "systems" in one and "verdict" in one}
+    said = {"scaling": bench_scaling.words, "transfer": bench_transfer.words}
+    assert {one["benchmark"] for one in stored.values()} == set(said)
+    for name, one in stored.items():
+        assert one["verdict"] == [list(words) for words in said[one["benchmark"]](one)], name
+
+
+def test_sizes_are_told_without_a_law_that_they_do_not_show():
+    interval = {"mean": 0.0, "low": -0.1, "high": 0.1}
+    systems = {name: {"parameters": 10**n, "loss": {**interval, "mean": loss}} for n, (name, loss) in
+               enumerate({"xs": 1.4, "m": 1.1, "l": 1.2}.items(), 1)}  # fmt: skip
+    pair = {"metric": "loss", "p_holm": 1.0, "users": {"low": 0.0, "high": 0.0}, "seeds": {}}
+    pairs = [{**pair, **interval, "a": a, "b": b, "mean": systems[a]["loss"]["mean"] - systems[b]["loss"]["mean"]}
+             for a, b in (("l", "xs"), ("l", "m"))]  # fmt: skip
+    law = {"exponent": 1.2, "scale": 0.4, "floor": 1.1, "r2": 0.9, "slope": -0.1, "smallest": 10.0, "seeds": 1,
+           "exponent_interval": {"low": 0.01, "high": 2.0}, "slope_interval": {"low": -0.2, "high": 0.0}}  # fmt: skip
+    told = [text for _, text in bench_scaling.words({"systems": systems, "pairs": pairs, "law": law})]
+    assert told[1].startswith("The lowest mean loss is m's, not the largest one's: l is not shown to differ from m")
+    assert "(exponent 0.010 to 2.000, so these sizes do not tell it;" in told[2]
+    assert told[2].endswith("over 3 sizes and 1 seed.")
+    law["exponent_interval"]["low"], systems["l"]["loss"]["mean"] = 0.5, 1.0
+    told = [text for _, text in bench_scaling.words({"systems": systems, "pairs": pairs, "law": law})]
+    assert len(told) == 2
+    assert "do not tell" not in told[1]
