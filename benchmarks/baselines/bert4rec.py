@@ -63,8 +63,9 @@ class Bert4RecNetwork(ItemNetwork):
             x = block(x, src_key_padding_mask=unread)
         return self.head(self.norm(x))
 
-    def logits(self, states: Tensor) -> Tensor:
-        return super().logits(states) + self.bias
+    def factors(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        queries, vectors, _ = super().factors(states)
+        return queries, vectors, self.bias
 
     def loss(self, rows: Tensor) -> Tensor:
         real = rows != PAD_ITEM

@@ -81,9 +81,9 @@ class HstuNetwork(ItemNetwork):
             x = layer(x, allowed, distance)
         return x
 
-    def logits(self, states: Tensor) -> Tensor:
+    def factors(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         items = F.normalize(self.item.weight, dim=-1, eps=1e-6)
-        return F.normalize(states, dim=-1, eps=1e-6) @ items.T / self.temperature
+        return F.normalize(states, dim=-1, eps=1e-6) / self.temperature, items, None
 
 
 class Hstu(SequentialBaseline):

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from sidgym.benchmarks.baselines.lists import judged
 from sidgym.benchmarks.baselines.protocol import BaselineData, OnEpoch, check_k
 from sidgym.benchmarks.baselines.training import Plan, Training
+from sidgym.envs.item_softmax import item_cross_entropy
 from sidgym.envs.records import PAD_ITEM, Sequences
 
 CELLS = 1 << 24
-"""Logits that are held at once, 64 MiB; with their softmax and gradients training needs some ten times that."""
+"""Scores that are held at once where items are ranked, 64 MiB."""
 
 ALIKE = 16
 """Batches that are sorted by length together, so that little is padded; which these are is drawn anew each epoch."""
@@ -50,9 +50,14 @@ class ItemNetwork(nn.Module):
         """
         return self.item(items.clamp(min=0)) * (items != PAD_ITEM)[..., None] * self.item.embedding_dim**0.5
 
+    def factors(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What scores are made of: of states (..., W) what is multiplied with vectors of all items (N, W), those
+        vectors, and what is added for each item, (N,) or None."""
+        return states, self.item.weight[: self.items], None
+
     def logits(self, states: Tensor) -> Tensor:
         """Scores of all items by states: (..., W) to (..., N)."""
-        return states @ self.item.weight[: self.items].T
+        return F.linear(*self.factors(states))
 
     def loss(self, rows: Tensor) -> Tensor:
         """Mean loss of sequences (B, t + 1), PAD_ITEM on the left: each item is predicted from those before it."""
@@ -61,17 +66,9 @@ class ItemNetwork(nn.Module):
         return self.softmax_loss(self(before)[wanted], target[wanted])
 
     def softmax_loss(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of states (C, W) over all items; of many, logits are made again for the gradient."""
-
-        def part_loss(part: Tensor, wanted: Tensor) -> Tensor:
-            return F.cross_entropy(self.logits(part).float(), wanted, reduction="sum")
-
-        step = max(1, CELLS // self.items)
-        parts = list(zip(states.split(step), targets.split(step)))
-        if len(parts) == 1:
-            return part_loss(states, targets) / len(targets)
-        losses = [checkpoint(part_loss, part, wanted, use_reentrant=False) for part, wanted in parts]
-        return torch.stack(losses).sum() / len(targets)
+        """Mean cross-entropy of states (C, W) over all items."""
+        queries, vectors, bias = self.factors(states)
+        return item_cross_entropy(queries, vectors, targets, bias)
 
     def last(self, history: Tensor) -> Tensor:
         """State after histories (B, t) with at least one place: (B, W)."""

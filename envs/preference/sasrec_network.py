@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from sidgym.envs.item_softmax import item_cross_entropy
 from sidgym.envs.records import PAD_ITEM
 
 CELLS = 1 << 23
@@ -99,19 +99,8 @@ class SasRecNetwork(nn.Module):
 
 
 def softmax_loss(network: SasRecNetwork, states: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over all items of states (C, W); with many targets logits are made again for the gradient."""
-
-    def part_loss(part: Tensor, wanted: Tensor) -> Tensor:
-        return F.cross_entropy(part @ network.item.weight.T, wanted, reduction="sum")
-
-    step = max(1, CELLS // network.shape.items)
-    total = states.new_zeros(())
-    for part, wanted in zip(states.split(step), targets.split(step)):
-        if len(states) > step and torch.is_grad_enabled():
-            total = total + checkpoint(part_loss, part, wanted, use_reentrant=False)
-        else:
-            total = total + part_loss(part, wanted)
-    return total / len(states)
+    """Mean cross-entropy over all items of states (C, W) at targets (C,)."""
+    return item_cross_entropy(states, network.item.weight, targets)
 
 
 def sampled_loss(network: SasRecNetwork, states: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:

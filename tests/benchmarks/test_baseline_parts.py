@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidgym.benchmarks.baselines import item_knn, sequential, tiger
+from sidgym.benchmarks.baselines.bert4rec import Bert4RecNetwork, Bert4RecSettings
 from sidgym.benchmarks.baselines.hstu import HstuLayer, HstuNetwork, HstuSettings
 from sidgym.benchmarks.baselines.protocol import BaselineData
 from sidgym.benchmarks.baselines.tiger_network import TigerNetwork, TigerShape
@@ -61,16 +63,25 @@ def test_batches_hold_every_row_once(rows: int, batch: int) -> None:
     assert all(1 <= len(part) <= batch for part in parts)
 
 
-def test_the_loss_in_parts_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: HstuNetwork(7, HstuSettings(width=8, heads=2, head_width=4, layers=1, dropout=0.0, history=4)),
+        lambda: Bert4RecNetwork(7, Bert4RecSettings(width=8, layers=1, dropout=0.0, history=4)),
+    ],
+)
+def test_the_loss_is_cross_entropy_of_the_scores_that_rank(network: Any) -> None:
     torch.manual_seed(0)
-    network = HstuNetwork(7, HstuSettings(width=8, heads=2, head_width=4, layers=1, dropout=0.0, history=4))
-    rows = torch.tensor([[PAD_ITEM, 1, 2, 3], [4, 5, 6, 0]])
-    whole = network.loss(rows)
-    gradient = torch.autograd.grad(whole, network.item.weight)[0]
-    monkeypatch.setattr(sequential, "CELLS", 14)
-    parts = network.loss(rows)
-    assert parts.item() == pytest.approx(whole.item(), rel=1e-5)
-    assert torch.allclose(torch.autograd.grad(parts, network.item.weight)[0], gradient, rtol=1e-4, atol=1e-4)
+    made = network()
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight += 0.1 * torch.randn(weight.shape)
+    states, targets = torch.randn(5, 8), torch.tensor([0, 3, 6, 6, 2])
+    wanted = torch.nn.functional.cross_entropy(made.logits(states), targets)
+    loss = made.softmax_loss(states, targets)
+    torch.testing.assert_close(loss, wanted)
+    by_items = (torch.autograd.grad(one, made.item.weight)[0] for one in (loss, wanted))
+    torch.testing.assert_close(*by_items)
 
 
 def test_a_plan_warms_up_and_falls() -> None:
