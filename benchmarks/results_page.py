@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sidgym.benchmarks import recipe_tables
-from sidgym.benchmarks.arms_tables import figure_cell, grid, pairs, results
+from sidgym.benchmarks.arms_tables import figure_cell, grid, interval_cell, pairs, results
 from sidgym.benchmarks.claims import claims_table, judge_all, of
 from sidgym.benchmarks.comparisons import shown
 from sidgym.benchmarks.script import main, processors
@@ -196,7 +196,7 @@ def margin_words(found: Mapping[str, Any] | None) -> str:
     names = {"r@10": "R@10", "n@10": "N@10", "r@50": "R@50"}
     cells: dict[str, list[str]] = {}
     for pair in found["pairs"]:
-        told = f"{pair['mean']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]{'' if shown(pair) else ', not shown'}"
+        told = f"{interval_cell(pair)}{'' if shown(pair) else ', not shown'}"
         best = ", the best by validation" if pair["b"] == found["baseline"] else ""
         cells.setdefault(f"{pair['b']}{best}", []).append(told)
     said = (
