@@ -33,7 +33,7 @@ SYSTEMS = ("scaling", "transfer")
 DATA = {"scientific": "Amazon Industrial & Scientific", "beauty": "Amazon Beauty"}
 """Words in the folders' names of logs, and in the names of their results -> what the logs are."""
 STORE = "simulator"
-APART = ("baselines", "recipe")
+APART = ("baselines_table", "recipe")
 """Results with a section of their own."""
 PLACES = (
     ("DATA", ("data", "path")),
@@ -79,7 +79,7 @@ def page(stored: Stored) -> str:
     for benchmark in (*ARMS, *SYSTEMS):
         for name in (name for name, one in contests.items() if of(one, benchmark)):
             parts += section(contests[name])
-    parts += baselines(stored.get("baselines"))
+    parts += baselines(stored.get("baselines_table"))
     if "recipe" in stored:
         found = stored["recipe"]
         told = "The search, on validation users; `docs/recipe.md` says what it asked and what came of it."
@@ -157,7 +157,7 @@ def baselines(result: Mapping[str, Any] | None) -> Iterator[str]:
             size = f"{row['parameters']:,}" if row.get("parameters") else "–"
             allowed = figure_cell((row.get("allowed") or {}).get("n@10"))
             cells[name] = [*known, allowed, size, published or "–", row.get("differs") or "–"]
-        yield f"### {store}"
+        yield f"### {data_words([store])}"
         yield _rules(store, rows)
         yield grid(names, cells)
         yield margin_words((result.get("margins") or {}).get(store))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sidgym.benchmarks.contest_tables import contests
+from sidgym.benchmarks.contest_tables import beside_baselines, contests
 from sidgym.benchmarks.results_page import read_results
 from sidgym.benchmarks.script import processors
 
@@ -90,6 +90,7 @@ def readme() -> str:
         "comparable with MiniOneRec's table: other items, another split.",
         table(amazon, AMAZON),
         differences(amazon, ("ndcg@10",)),
+        *beside_baselines(stored.get("baselines_table")),
         *throughput(stored["throughput"]),
         learners(stored["scaling"], stored["soak"]),
         *environments(stored["environments"]),

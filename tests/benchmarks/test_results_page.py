@@ -15,7 +15,7 @@ def stored():
         "sizes": sizes((3.0, 2.6, 2.3, 2.1)),
         "transfer": systems("transfer", {"untrained": 0.1, "rl_only": 0.2, "sft": 0.3})[0],
         "scaling": {"benchmark": "scaling", "command": "python benchmarks/scaling.py", "seeds": [0]},
-        "baselines": {
+        "baselines_table": {
             "command": "python -m sidgym.benchmarks.baselines_table",
             "seeds": [0, 1],
             "stores": {
@@ -143,7 +143,7 @@ def test_the_table_of_baselines_says_sizes_rules_and_where_settings_come_from():
     far = {"figures": dict.fromkeys(means, 0.09), "matches": [], "within_10_percent": False}
     row |= {"published": {"A, table 1": near, "B": far}, "differs": "smaller"}
     result = {"command": "x", "stores": {"beauty": {"tiger": row}}, "devices": ["NVIDIA H200", "cpu"]}
-    text = page({"baselines": result})
+    text = page({"baselines_table": result})
     assert "| tiger | 0.0400 | 0.0400 | 0.0400 | 0.0400 | 0.0333 | 2,263,632 |" in text
     assert "A, table 1 0.0401 0.0401 0.0401 0.0401 (within 10 %, history left out); B 0.0900" in text
     assert (
@@ -151,7 +151,7 @@ def test_the_table_of_baselines_says_sizes_rules_and_where_settings_come_from():
     )
     assert "Trained on NVIDIA H200, cpu." in text
     row |= {"repeats": True, "settings_from": "beauty"}
-    text = page({"baselines": result | {"devices": ["cpu"]}})
+    text = page({"baselines_table": result | {"devices": ["cpu"]}})
     assert "lists may hold items of the history" in text
     assert "validated best on" not in text
     assert "Trained on" not in text
