@@ -181,12 +181,14 @@ CLAIMS: tuple[Claim, ...] = (
 def judge_all(results: Mapping[str, Summary]) -> list[dict[str, Any]]:
     """Every claim on every stored contest that tests it (``summary["benchmark"]``), by the name that it has there.
 
-    Rows ``{"claim", "source", "published", "result", "status", "figure", "interval"}``; a claim without any result has
-    one, not testable here.
+    Rows ``{"claim", "source", "published", "result", "status", "figure", "interval"}``. Contests without the arms that
+    a claim needs are left out where another one tests it; a claim without any result has one row, not testable here.
     """
     rows = []
     for claim in CLAIMS:
         told = {name: claim.judge(summary) for name, summary in results.items() if of(summary, claim.benchmark)}
+        tested = {name: outcome for name, outcome in told.items() if outcome.status != UNTESTABLE}
+        told = tested or told
         for name, outcome in (told or {"": _missing(f"`sidgym bench {claim.benchmark}`")}).items():
             rows.append(
                 {

@@ -72,11 +72,11 @@ def contests(stored: Mapping[str, Mapping[str, Any]]) -> list[str]:
     made = f"`{variants['command']}`; {users:,} test users, {seeds} seeds; {machine_of(variants)}"
     known = {name: store_of(result) for name, result in found.items()}
     simulated = data_words([STORE])
-    stores = [store for store in (simulated, *DATA.values()) if store in known.values()]
     cells: dict[str, dict[str, str]] = {}
     for row in judge_all(found):
         store = known.get(row["result"], simulated)
         cells.setdefault(f"{row['claim']} ({row['source']})", {})[store] = row["status"]
+    stores = [store for store in (simulated, *DATA.values()) if any(store in told for told in cells.values())]
     rows = {claim: [by_store.get(store, "–") for store in stores] for claim, by_store in cells.items()}
     return [
         f"**Contests** ({made}). {' '.join(headline(variants))}",

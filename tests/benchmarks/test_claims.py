@@ -177,6 +177,13 @@ def test_every_claim_has_a_row_for_each_result_and_one_without_any():
     assert len({line.count("|") for line in text.splitlines()}) == 1
 
 
+def test_a_contest_without_a_claims_arms_is_told_only_where_no_other_has_them():
+    without, whole = arms("rewards", {"rule": 0.0}), arms("rewards", {"rule": 0.0, "rule_rank": 0.05})
+    assert set(told(judge_all({"rewards": whole, "rewards_beauty": without}), "rule")) == {"rewards"}
+    alone_there = told(judge_all({"rewards_beauty": without}), "rule")
+    assert {name: row["status"] for name, row in alone_there.items()} == {"rewards_beauty": UNTESTABLE}
+
+
 def test_differences_are_over_the_seeds_that_both_have():
     found = {"a": {"x": {"0": 1.0, "1": 3.0}}, "b": {"x": {"1": 1.0, "2": 9.0}}}
     assert difference(found, "a", "b", "x") == {"mean": 2.0, "low": 2.0, "high": 2.0, "seeds": 1}
