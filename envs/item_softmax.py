@@ -70,7 +70,8 @@ def _loss_and_gradients(
             rows.div_(sums * count).scatter_add_(1, wanted, rows.new_full((len(part), 1), -1.0 / count))
             torch.mm(rows, items, out=of_states[start : start + step])
             of_items.addmm_(rows.T, part)
-            of_bias += rows.sum(dim=0)
+            if bias is not None:
+                of_bias += rows.sum(dim=0)
     if not learns:
         return total / count, [None, None, None]
     return total / count, [

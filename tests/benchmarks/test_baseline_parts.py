@@ -16,6 +16,7 @@ from sidgym.benchmarks.baselines.hstu import HstuLayer, HstuNetwork, HstuSetting
 from sidgym.benchmarks.baselines.protocol import BaselineData
 from sidgym.benchmarks.baselines.tiger_network import TigerNetwork, TigerShape
 from sidgym.benchmarks.baselines.training import Plan
+from sidgym.envs import item_softmax
 from sidgym.envs.records import PAD_ITEM, Episodes, Sequences
 from sidgym.sid.trie import Trie
 
@@ -61,6 +62,18 @@ def test_batches_hold_every_row_once(rows: int, batch: int) -> None:
     parts = list(sequential.alike(lengths, batch, np.random.default_rng(1)))
     assert sorted(np.concatenate([np.zeros(0, int), *parts]).tolist()) == list(range(rows))
     assert all(1 <= len(part) <= batch for part in parts)
+
+
+def test_the_loss_in_parts_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = HstuNetwork(7, HstuSettings(width=8, heads=2, head_width=4, layers=1, dropout=0.0, history=4))
+    rows = torch.tensor([[PAD_ITEM, 1, 2, 3], [4, 5, 6, 0]])
+    whole = network.loss(rows)
+    gradient = torch.autograd.grad(whole, network.item.weight)[0]
+    monkeypatch.setattr(item_softmax, "CELLS", 14)
+    parts = network.loss(rows)
+    assert parts.item() == pytest.approx(whole.item(), rel=1e-5)
+    assert torch.allclose(torch.autograd.grad(parts, network.item.weight)[0], gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

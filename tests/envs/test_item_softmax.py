@@ -77,3 +77,9 @@ def test_in_mixed_precision_it_is_computed_in_float32() -> None:
     torch.testing.assert_close(loss, F.cross_entropy(half.float() @ vectors.T, targets))
     by_states, by_vectors = torch.autograd.grad(loss, [half, vectors])
     assert (by_states.dtype, by_vectors.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_of_no_target_the_mean_is_nan_as_in_torch() -> None:
+    states, vectors, _, targets = made(0, 7, 3)
+    assert torch.isnan(F.cross_entropy(states @ vectors.T, targets))
+    assert torch.isnan(item_cross_entropy(states, vectors, targets))

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidgym.envs import item_softmax
 from sidgym.envs.preference import PreferenceData, fit_preference
 from sidgym.envs.preference.examples import implicit_examples
 from sidgym.envs.preference.sasrec import SasRecPreference, windows
@@ -145,7 +146,13 @@ def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = -torch.log_softmax(logits, dim=1)[torch.arange(7), targets].mean()
     torch.testing.assert_close(softmax_loss(net, states, targets), wanted)
     torch.testing.assert_close(net.normaliser(states), logits.logsumexp(dim=1))
-    monkeypatch.setattr(module, "CELLS", 22)  # two items at once
+    gradient = torch.autograd.grad(wanted, net.item.weight, retain_graph=True)[0]
+    # In parts of two targets and of two items the loss, the gradient and the normaliser are the same.
+    for part in (module, item_softmax):
+        monkeypatch.setattr(part, "CELLS", 22)
+    parts = softmax_loss(net, states.requires_grad_(), targets)
+    torch.testing.assert_close(parts, wanted)
+    torch.testing.assert_close(torch.autograd.grad(parts, net.item.weight)[0], gradient)
     torch.testing.assert_close(net.normaliser(states), logits.logsumexp(dim=1))
     negatives = torch.tensor([[8, 9]] * 7)
     own, others = logits[torch.arange(7), targets].sigmoid(), logits[:, 8:10].sigmoid()
