@@ -11,7 +11,7 @@ from sidgym.benchmarks.arms_tables import grid, interval_cell
 from sidgym.benchmarks.arms_words import headline
 from sidgym.benchmarks.claims import judge_all
 from sidgym.benchmarks.comparisons import shown
-from sidgym.benchmarks.results_page import DATA, STORE, contests_in, data_of, data_words, machine_of
+from sidgym.benchmarks.results_page import BESIDE, DATA, STORE, contests_in, data_of, data_words, machine_of
 
 SYSTEMS = {
     "popularity": "popularity",
@@ -27,7 +27,6 @@ SYSTEMS = {
     "sid_policy": "**SFT over SIDs**",
 }
 """Systems of the table of baselines, in its order."""
-BESIDE = {"r@10": "R@10", "n@10": "N@10", "r@50": "R@50"}
 
 
 def beside_baselines(result: Mapping[str, Any] | None) -> list[str]:

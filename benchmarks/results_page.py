@@ -163,6 +163,8 @@ def baselines(result: Mapping[str, Any] | None) -> Iterator[str]:
         yield margin_words((result.get("margins") or {}).get(store))
 
 
+BESIDE = {"r@10": "R@10", "n@10": "N@10", "r@50": "R@50"}
+"""Metrics in which we are compared with baselines, and their heads."""
 RULES = {"left_out": "history left out", "allowed": "history allowed"}
 
 
@@ -193,7 +195,6 @@ def margin_words(found: Mapping[str, Any] | None) -> str:
     """Ours against the baseline that validates best (on all users, with the lists of test), and against the others."""
     if not found:
         return ""
-    names = {"r@10": "R@10", "n@10": "N@10", "r@50": "R@50"}
     cells: dict[str, list[str]] = {}
     for pair in found["pairs"]:
         told = f"{interval_cell(pair)}{'' if shown(pair) else ', not shown'}"
@@ -203,7 +204,7 @@ def margin_words(found: Mapping[str, Any] | None) -> str:
         f"`{found['ours']}` minus each baseline, by user; intervals over users and seeds, tests corrected over the "
         "baselines of a metric:"
     )
-    return said + "\n\n" + grid(list(names.values()), cells)
+    return said + "\n\n" + grid(list(BESIDE.values()), cells)
 
 
 def others(stored: Stored) -> str:
