@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sidgym.benchmarks.arms_words import verdict
+from sidgym.benchmarks.arms_words import pair_of, verdict
+from sidgym.benchmarks.comparisons import shown
 from sidgym.benchmarks.results_page import contests_in, machine_of, read_results
 from sidgym.benchmarks.summary import validate_summary
 from sidgym.benchmarks.tables import RESULTS, SCRIPTS, performance, readme
@@ -113,3 +114,12 @@ def test_training_in_sessions_beats_its_start_in_every_seed():
     result = json.loads((RESULTS / "sessions.json").read_text())
     assert len(result["runs"]) >= 3
     assert all(run["differences"]["rl_minus_sft"]["low"] > 0 for run in result["runs"])
+
+
+@pytest.mark.parametrize("name", ["variants_scientific", "variants_beauty"])
+def test_no_objective_is_shown_to_be_above_likelihood_on_logs(name):
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    arms = set(result["objectives"]) - {"sft", "nll_only"}
+    pairs = [pair_of(result, arm, "nll_only", "ndcg@10") for arm in arms]
+    assert len(pairs) >= 2
+    assert all(shown(pair) <= 0 for pair in pairs)
