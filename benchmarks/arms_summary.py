@@ -264,7 +264,8 @@ def _hacking(logs: Sequence[Log]) -> dict[str, Any]:
     for name, key in (("reward", "eval/reward"), ("ndcg@10", "eval/ndcg@10")):
         values = [values_of(log, key)[1] for log in logs]
         moved = [float(part[-1] - part[0]) for part in values if len(part) > 1]
-        out[name] = over_seeds(moved) if moved else None
+        told = over_seeds(moved) if moved else None
+        out[name] = told and {key: told[key] for key in ("mean", "low", "high")}
     out["warned"] = sum(any(row.get(FIRED) for row in log) for log in logs)
     return out
 

@@ -40,6 +40,11 @@ def metric_name(metric: str) -> str:
     return METRICS.get(metric, metric)
 
 
+def scope_of(seeds: int) -> str:
+    """What a test holds for, to be put behind "shown": with one seed nothing is known of another training."""
+    return "" if seeds > 1 else ", for this one training of each,"
+
+
 def arms_of(summary: Summary) -> list[str]:
     """The arms that were trained to earn a reward, best first by the summary's metric."""
     figures, metric = summary["objectives"], summary["metric"]
@@ -109,15 +114,16 @@ def _best(summary: Summary, arms: Sequence[str]) -> tuple[int, str]:
     pairs = {name: pair_of(summary, top, name, metric) for name in rivals}
     tied = [name for name, pair in pairs.items() if pair is None or shown(pair) == 0]
     above = [name for name, pair in pairs.items() if pair and shown(pair) < 0]
+    scope = scope_of(len(summary["seeds"]))
     if above:
         return -1, (
-            f"No {kind_of(summary)} is best: {_listed(above)} {'are' if len(above) > 1 else 'is'} shown to be above "
-            f"the highest of them in {what}, {top} with {value}{oracle}."
+            f"No {kind_of(summary)} is best: {_listed(above)} {'are' if len(above) > 1 else 'is'} shown{scope} to be "
+            f"above the highest of them in {what}, {top} with {value}{oracle}."
         )
     if not tied:
         margin = min((pair for pair in pairs.values() if pair), key=lambda pair: pair["mean"])
         return 1, (
-            f"{top} is best in {what}: {value}{oracle}. It is shown to be above all others; the nearest is "
+            f"{top} is best in {what}: {value}{oracle}. It is shown{scope} to be above all others; the nearest is "
             f"{name_of(margin['b'])}, by {_difference(margin)}."
         )
     return 0, (
@@ -140,7 +146,8 @@ def _against(summary: Summary, arms: Sequence[str], other: str) -> list[tuple[in
         found = {arm: pair for arm, pair in pairs.items() if shown(pair) == sign}
         if found:
             each = "; ".join(f"{arm} by {_difference(pair)}" for arm, pair in found.items())
-            said.append((sign, f"Shown to be {verb} {name_of(other)} in {metric_name(metric)}: {each}."))
+            scope = scope_of(len(summary["seeds"]))
+            said.append((sign, f"Shown{scope} to be {verb} {name_of(other)} in {metric_name(metric)}: {each}."))
     beside = [arm for arm, pair in pairs.items() if shown(pair) == 0]
     if beside:
         each = "; ".join(f"{arm} {_difference(pairs[arm])}" for arm in beside)
@@ -155,15 +162,15 @@ def _other_metric(summary: Summary, arms: Sequence[str]) -> list[tuple[int, str]
     pairs = {arm: pair for arm in arms if (pair := pair_of(summary, arm, START, "ndcg@10"))}
     below = {arm: pair for arm, pair in pairs.items() if shown(pair) < 0}
     above = [arm for arm, pair in pairs.items() if shown(pair) > 0]
-    said = []
+    scope, said = scope_of(len(summary["seeds"])), []
     if below:
         least = max(below, key=lambda arm: below[arm]["mean"])
         most = min(below, key=lambda arm: below[arm]["mean"])
         span = f"least by {least}, {_difference(below[least])}, most by {most}, {_difference(below[most])}"
         each = f"{_listed(below)}; {span}" if most != least else f"{least}, {_difference(below[least])}"
-        said.append((-1, f"What users took next is found less often than by SFT (NDCG@10): {each}."))
+        said.append((-1, f"What users took next is found less often than by SFT{scope} (NDCG@10): {each}."))
     if above:
-        said.append((1, f"What users took next is found more often than by SFT (NDCG@10): {_listed(above)}."))
+        said.append((1, f"What users took next is found more often than by SFT{scope} (NDCG@10): {_listed(above)}."))
     return said
 
 

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sidgym.benchmarks import baselines
 from sidgym.benchmarks.baseline_settings import DIFFERS, FIXED, QUICK, TRIALS, Settings
 from sidgym.benchmarks.baselines.figures import DEPTH, RESAMPLES, beside_published, figures, margins_of, summary
 from sidgym.benchmarks.baselines.lists import asked, judged
@@ -39,7 +40,7 @@ from sidgym.benchmarks.baselines.registry import fit_baseline
 from sidgym.benchmarks.beauty import made_up
 from sidgym.benchmarks.own_models import OWN
 from sidgym.benchmarks.parts import Aside, in_parts
-from sidgym.benchmarks.script import main
+from sidgym.benchmarks.script import at_least_one, main
 from sidgym.envs.config import DataConfig
 from sidgym.envs.datasets import load_dataset
 from sidgym.envs.records import Splits
@@ -216,9 +217,11 @@ class Contest:
 
 
 def digest(job: Job) -> str:
-    """Of settings and data: a part that was made with others has another name."""
-    told = json.dumps([job["settings"], job["data"]], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
+    """Of settings, data and the baselines' code: a part that was made with others has another name."""
+    told = hashlib.sha256(json.dumps([job["settings"], job["data"]], sort_keys=True).encode())
+    for path in sorted(Path(baselines.__file__).parent.glob("*.py")):
+        told.update(path.read_bytes())
+    return told.hexdigest()[:8]
 
 
 def stores_of(options: argparse.Namespace, own: Path) -> dict[str, DataConfig]:
@@ -227,12 +230,15 @@ def stores_of(options: argparse.Namespace, own: Path) -> dict[str, DataConfig]:
         return {"made_up": replace(DATA, path=made_up(own), min_events=0)}
     if not options.data_path:
         raise SystemExit("--data-path: expected folders with <Name>.inter.json; or give --quick, which needs none")
-    found = {}
+    found: dict[str, DataConfig] = {}
     for folder in options.data_path:
         file = next(Path(folder).glob("*.inter.json"), None)
         if file is None:
             raise SystemExit(f"--data-path: {folder} has no <Name>.inter.json")
-        found[file.name.partition(".")[0].lower()] = replace(DATA, path=str(folder))
+        name = file.name.partition(".")[0].lower()
+        if name in found:
+            raise SystemExit(f"--data-path: {folder} and {found[name].path} both hold a log called {name!r}; give one")
+        found[name] = replace(DATA, path=str(folder))
     return found
 
 
@@ -277,13 +283,13 @@ def command(options: argparse.Namespace, logs: int) -> str:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", nargs="+", default=[], help="folders with <Name>.inter.json and SIDs")
     parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), help="these baselines alone")
-    parser.add_argument("--trials", type=int, default=4, help="settings that each baseline may try")
+    parser.add_argument("--trials", type=at_least_one, default=4, help="settings that each baseline may try")
     parser.add_argument("--settings-of", default="", help="log whose trials choose for every log, such as scientific")
     parser.add_argument("--codes", default="rkmeans_zcr", help="which SIDs are generated: <Name>.<codes>.index.json")
     parser.add_argument("--device", default="cpu", help="cuda trains on a GPU")
     parser.add_argument("--no-test", action="store_true", help="stop behind the trials: validation only")
     parser.add_argument("--parts", type=Path, help="folder of what is done and of checkpoints")
-    parser.add_argument("--workers", type=int, default=1, help="processes side by side")
+    parser.add_argument("--workers", type=at_least_one, default=1, help="processes side by side")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from sidgym.benchmarks.baselines.cooccurrence import LastItemCooccurrence
 from sidgym.benchmarks.baselines.lists import without_history
 from sidgym.benchmarks.baselines.popularity import Popularity
 from sidgym.benchmarks.parts import in_parts
-from sidgym.benchmarks.script import main, random_codes
+from sidgym.benchmarks.script import at_least_one, main, random_codes
 from sidgym.envs.config import DataConfig, EvalConfig
 from sidgym.envs.datasets import load_dataset
 from sidgym.envs.metrics import rank_metrics
@@ -195,8 +195,8 @@ def summary(found: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> d
     }
     cost = {}
     for name in METRICS:
-        a, b = (np.concatenate([found[arm, seed]["per_user"][name] for seed in seeds]) for arm in ("withheld", "full"))
-        cost[name] = paired_bootstrap(a, b, RESAMPLES, 0)
+        a, b = (np.mean([found[arm, seed]["per_user"][name] for seed in seeds], axis=0) for arm in ("withheld", "full"))
+        cost[name] = paired_bootstrap(a, b, RESAMPLES, 0)  # all seeds judge the same users, each counted once
     return {**{name: arms["full"][name] for name in METRICS}, "arms": arms, "withheld_minus_full": cost}
 
 
@@ -206,7 +206,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--no-test", action="store_true", help="stop behind the trainings: validation only, for tuning")
     parser.add_argument("--parts", type=Path, help="folder of finished arms and of checkpoints")
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side")
+    parser.add_argument("--workers", type=at_least_one, default=2, help="processes side by side")
 
 
 if __name__ == "__main__":

@@ -111,10 +111,13 @@ def over_users(values: Seeds, same_users: bool, resamples: int, seed: int) -> di
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, float]:
-    """Mean of one figure a seed and its 95 % interval by Student's t; both ends are the mean for a single seed."""
-    variance = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
-    told = _by_t(float(np.mean(values)), variance, len(values) - 1.0)
-    return {key: told[key] for key in ("mean", "low", "high")}
+    """Mean of one figure a seed, its 95 % interval by Student's t and ``p``, the p-value of a true mean of 0.
+
+    Both ends are the mean for a single seed, which has no ``p``.
+    """
+    if len(values) == 1:
+        return dict.fromkeys(("mean", "low", "high"), float(values[0]))
+    return _by_t(float(np.mean(values)), float(np.var(values, ddof=1)) / len(values), len(values) - 1.0)
 
 
 def compare(

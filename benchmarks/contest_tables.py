@@ -9,7 +9,7 @@ from typing import Any
 
 from sidgym.benchmarks.arms_tables import grid, interval_cell
 from sidgym.benchmarks.arms_words import headline
-from sidgym.benchmarks.claims import judge_all
+from sidgym.benchmarks.claims import judge_all, status_words
 from sidgym.benchmarks.comparisons import shown
 from sidgym.benchmarks.results_page import BESIDE, DATA, STORE, contests_in, data_of, data_words, machine_of
 
@@ -40,9 +40,11 @@ def beside_baselines(result: Mapping[str, Any] | None) -> list[str]:
     heads = [f"{head}, {words}" for words in stores.values() for head in BESIDE.values()]
     made = f"`{result['command']}`; {len(result['seeds'])} seeds; {machine_of(result)}"
     margins = [_margin(stores[store], found) for store, found in result["margins"].items() if found]
+    tuned = result.get("settings_of")
+    where = f" of {data_words([tuned])}, whose best setting every log takes" if tuned else ""
     return [
-        f"**Baselines** ({made}), leave-one-out, by item over the whole catalogue, each tuned on validation with "
-        f"{result['trials']} trials; `benchmarks/RESULTS.md` has the figures that others report:",
+        f"**Baselines** ({made}), leave-one-out, by item over the whole catalogue, each with {result['trials']} trials "
+        f"on validation{where}; `benchmarks/RESULTS.md` has the figures that others report:",
         grid(heads, cells),
         "\n".join(margins),
     ]
@@ -74,7 +76,7 @@ def contests(stored: Mapping[str, Mapping[str, Any]]) -> list[str]:
     cells: dict[str, dict[str, str]] = {}
     for row in judge_all(found):
         store = known.get(row["result"], simulated)
-        cells.setdefault(f"{row['claim']} ({row['source']})", {})[store] = row["status"]
+        cells.setdefault(f"{row['claim']} ({row['source']})", {})[store] = status_words(row)
     stores = [store for store in (simulated, *DATA.values()) if any(store in told for told in cells.values())]
     rows = {claim: [by_store.get(store, "–") for store in stores] for claim, by_store in cells.items()}
     return [

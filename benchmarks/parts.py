@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sidgym.sid.table import write_atomically
+
 Part = dict[str, Any]
 
 
@@ -50,7 +52,7 @@ def _part(judge: Callable[..., Part], name: str, arguments: Sequence[Any], folde
     if path and asked and figures:
         path.parent.mkdir(parents=True, exist_ok=True)
         asked.write_text(fingerprint(arguments))
-        path.write_text(json.dumps(figures), encoding="utf-8")
+        write_atomically(path, json.dumps(figures).encode())  # a kill leaves a whole part or none
     return figures
 
 

@@ -41,7 +41,7 @@ import numpy as np
 from sidgym.agents.config import PolicyConfig, RlConfig, SftConfig
 from sidgym.benchmarks.parts import in_parts
 from sidgym.benchmarks.preference_parts import Arm, Model, Setting, prepare, train
-from sidgym.benchmarks.script import main
+from sidgym.benchmarks.script import at_least_one, main
 from sidgym.envs.config import DataConfig
 from sidgym.envs.statistics import paired_bootstrap
 
@@ -251,7 +251,7 @@ def command(options: argparse.Namespace) -> str:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", type=Path, help="folder in which finished parts are kept")
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side")
+    parser.add_argument("--workers", type=at_least_one, default=2, help="processes side by side")
     parser.add_argument("--users", choices=("test", "valid"), default="test", help="who is judged")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), metavar="ARM", help="only these arms")
 

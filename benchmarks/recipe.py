@@ -30,7 +30,7 @@ from sidgym.benchmarks.beauty import made_up
 from sidgym.benchmarks.parts import Part, in_parts
 from sidgym.benchmarks.recipe_parts import METRICS, Store, judge_start, train_arm, train_start, write_json
 from sidgym.benchmarks.recipe_settings import Candidate, candidates, like
-from sidgym.benchmarks.script import main
+from sidgym.benchmarks.script import at_least_one, main
 from sidgym.envs.statistics import paired_bootstrap
 
 RESAMPLES = 2000
@@ -297,7 +297,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scientific", default="", help="folder of Scientific.inter.json and its SIDs")
     parser.add_argument("--beauty", default="", help="folder of Beauty.inter.json and its SIDs")
     parser.add_argument("--parts", type=Path, help="folder of finished parts, starts and the choice")
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side")
+    parser.add_argument("--workers", type=at_least_one, default=2, help="processes side by side")
 
 
 if __name__ == "__main__":

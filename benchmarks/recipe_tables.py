@@ -29,7 +29,7 @@ def told(number: int, rung: Mapping[str, Any]) -> Iterator[str]:
     seeds = f"{rung['seeds']} seed{'s' if rung['seeds'] > 1 else ''}"
     yield (
         f"**Rung {number + 1}**: {rung['steps']} iterations, at most {rung['users']:,} validation users a store, "
-        f"{seeds}. The controls that stand highest: {against}. Went on: {kept}."
+        f"{seeds}. The controls furthest above the start, in standard errors: {against}. Went on: {kept}."
     )
     heads = [f"{title} {metric} − {other}" for title in STORES.values() for metric in METRICS.values()
              for other in ("start", "control")]  # fmt: skip

@@ -72,8 +72,9 @@ def page(stored: Stored) -> str:
         "benchmarks/RESULTS.md`. Every number stands under the one command and configuration that gave it; intervals "
         "are 95 %, over users and seeds unless it says otherwise. `docs/benchmarks.md` says what is tested how.",
         "## What the papers claim",
-        "Reproduced: shown by a test or an interval. A difference that is not shown, whichever way it points, is not "
-        "reproduced. Ours are small models from random weights on one machine; the papers' are not.",
+        "Reproduced: every comparison that the claim names is shown by its own test, at 5 %. A difference that is not "
+        "shown, whichever way it points, is not reproduced. Ours are small models from random weights on one machine; "
+        "the papers' are not.",
         claims_table(judge_all(contests)),
     ]
     for benchmark in (*ARMS, *SYSTEMS):
@@ -144,6 +145,7 @@ def baselines(result: Mapping[str, Any] | None) -> Iterator[str]:
         return
     yield "## Baselines"
     yield made_by(result)
+    yield "Means over seeds, with intervals over users alone; the differences below are over users and seeds."
     if result.get("devices", ["cpu"]) != ["cpu"]:
         yield f"Trained on {', '.join(result['devices'])}."
     shown_metrics = {"r@5": "R@5", "r@10": "R@10", "n@5": "N@5", "n@10": "N@10"}
@@ -219,8 +221,10 @@ def take(name: str, summary: Path, folder: Path = RESULTS) -> Path:
     Raises ``ValueError`` for a file that is no contest's summary, for a name that says another data set than the
     summary's, and for one under which another result lies.
     """
+    if not summary.is_file():
+        raise ValueError(f"--take: there is no file {summary}; give the summary.json of a contest's folder")
     found, out = json.loads(summary.read_text(encoding="utf-8")), folder / f"{name}.json"
-    if not contests_in({name: found}):
+    if not isinstance(found, dict) or not contests_in({name: found}):
         raise ValueError(f"--take: expected the summary.json of 'sidgym bench', {summary} is none")
     if out.exists() and not contests_in({name: json.loads(out.read_text(encoding="utf-8"))}):
         raise ValueError(f"--take: {out} is another benchmark's result; take another name, such as {name}_contest")
@@ -278,7 +282,10 @@ def _without(value: Any, paths: Mapping[str, str]) -> Any:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Stores what is to be taken, writes the page; what it holds."""
     if options.take:
-        take(options.take[0], Path(options.take[1]))
+        try:
+            take(options.take[0], Path(options.take[1]))
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
     stored = read_results()
     text = page(stored)
     if options.write:

@@ -66,6 +66,13 @@ def main(
     print(text)
 
 
+def at_least_one(text: str) -> int:
+    """A whole number of an option that counts something; ``ArgumentTypeError`` for one below 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def machine() -> str:
     """The processors of this machine, in words."""
     return processors(os.cpu_count(), platform.machine())

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from sidgym.agents.config import PolicyConfig, SftConfig
+from sidgym.benchmarks.comparisons import over_users
 from sidgym.benchmarks.parts import in_parts
-from sidgym.benchmarks.script import main
+from sidgym.benchmarks.script import at_least_one, main
 from sidgym.benchmarks.semantic_id_arms import BASE, Arm, Store, judge_arm
 from sidgym.envs.config import DataConfig, EvalConfig
-from sidgym.envs.statistics import paired_bootstrap
 from sidgym.sid.rq_kmeans_plus import RQKMeansPlus
 from sidgym.sid.rq_vae import RQVAE
 
@@ -130,8 +130,12 @@ def _over_seeds(found: dict[tuple[str, str, int], Any], store: str, arm: Arm, se
     base = [found[store, BASE, seed] for seed in seeds]
     out = {**asdict(arm), "per_seed": [{k: v for k, v in part.items() if k != "per_user"} for part in parts]}
     for metric in parts[0]["per_user"]:
-        mine, other = (np.concatenate([one["per_user"][metric] for one in group]) for group in (parts, base))
-        out[f"{metric}_vs_{BASE}"] = paired_bootstrap(mine, other, RESAMPLES, 0)
+        gain = {
+            seed: np.subtract(mine["per_user"][metric], other["per_user"][metric])
+            for seed, mine, other in zip(seeds, parts, base)
+        }
+        # A log's seeds judge the same users; a simulated store has others with each seed.
+        out[f"{metric}_vs_{BASE}"] = over_users(gain, store == SCIENTIFIC.name, RESAMPLES, 0)
     return out
 
 
@@ -155,7 +159,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", default="", help="folder with the raw files of Industrial & Scientific")
     parser.add_argument("--encoder", default="", help="directory of a local text encoder, for arms that need one")
     parser.add_argument("--parts", type=Path, help="folder in which finished parts are kept")
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side")
+    parser.add_argument("--workers", type=at_least_one, default=2, help="processes side by side")
 
 
 if __name__ == "__main__":

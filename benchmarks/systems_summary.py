@@ -12,7 +12,7 @@ import numpy as np
 from sidgym.benchmarks.arms_seeds import by_seed
 from sidgym.benchmarks.arms_summary import Trial, count_users
 from sidgym.benchmarks.arms_tables import figure_cell, grid, interval_cell
-from sidgym.benchmarks.arms_words import metric_name, p_value
+from sidgym.benchmarks.arms_words import metric_name, p_value, scope_of
 from sidgym.benchmarks.comparisons import compare, interval, mean_of, shown
 
 SCHEMA_VERSION = 1
@@ -105,5 +105,6 @@ def pair_words(pair: Mapping[str, Any]) -> str:
     """A comparison as a sentence that says no more than the test does."""
     what = metric_name(pair["metric"])
     text = f"{pair['mean']:+.4f} ({pair['low']:+.4f} to {pair['high']:+.4f}, corrected p {p_value(pair['p_holm'])})"
-    said = {1: "is shown to be above", -1: "is shown to be below", 0: "is not shown to differ from"}[shown(pair)]
-    return f"{pair['a']} {said} {pair['b']} in {what}: {text.replace('-', '−')}."
+    scope = scope_of(len(pair["seeds"]))
+    said = {1: f"is shown{scope} to be above", -1: f"is shown{scope} to be below", 0: "is not shown to differ from"}
+    return f"{pair['a']} {said[shown(pair)]} {pair['b']} in {what}: {text.replace('-', '−')}."

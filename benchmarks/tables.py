@@ -50,6 +50,7 @@ SCRIPTS = (
     "recipe",
 )
 """Stored results of scripts that are no pipeline."""
+USERS_ALONE = "Differences, with 95 % intervals over the users of these trainings; other seeds may lie outside:"
 AMAZON = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50")
 
 
@@ -85,10 +86,12 @@ def readme() -> str:
         "recommender and the true preference is known. The preference reward is learned from the same logs. Range over "
         "seeds in brackets; % of the way from random to the oracle, which knows the history but not the taste:",
         table(demo, DEMO),
+        USERS_ALONE,
         differences(demo, ("preference@1", "preference@10", "ndcg@10")),
         f"**Amazon Industrial & Scientific**, leave-one-out (`{amazon['command']}`; {_setting(amazon)}). Not "
         "comparable with MiniOneRec's table: other items, another split.",
         table(amazon, AMAZON),
+        USERS_ALONE,
         differences(amazon, ("ndcg@10",)),
         *beside_baselines(stored.get("baselines_table")),
         *throughput(stored["throughput"]),

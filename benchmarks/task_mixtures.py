@@ -29,13 +29,13 @@ from sidgym.agents.evaluate import evaluate_policy
 from sidgym.agents.mixture import Mixture, reads_text
 from sidgym.agents.policy import build_policy
 from sidgym.agents.sft import train_sft
+from sidgym.benchmarks.comparisons import over_users
 from sidgym.benchmarks.parts import in_parts
-from sidgym.benchmarks.script import main
+from sidgym.benchmarks.script import at_least_one, main
 from sidgym.benchmarks.semantic_id_arms import Store
 from sidgym.benchmarks.semantic_ids import SCIENTIFIC, SIMULATOR, quick_store
 from sidgym.envs.datasets import load_dataset
 from sidgym.envs.splits import split
-from sidgym.envs.statistics import paired_bootstrap
 from sidgym.sid.config import SidConfig
 from sidgym.sid.embed import make_embedder
 from sidgym.sid.tokenizers import build_table
@@ -106,15 +106,17 @@ def over_seeds(
     out: dict[str, Any] = {"per_seed": [{k: v for k, v in part.items() if k != "per_user"} for part in mine]}
     for metric in METRICS if arm != BASE else ():
         a, b = ([np.array(part["per_user"][metric]) for part in parts] for parts in (mine, base))
-        whole = paired_bootstrap(np.concatenate(a), np.concatenate(b), RESAMPLES, 0)
-        out[f"{metric}_minus_{BASE}"] = {**whole, "seeds": [float((x - y).mean()) for x, y in zip(a, b)]}
+        gain = {seed: x - y for seed, x, y in zip(seeds, a, b)}
+        # A log's seeds judge the same users; a simulated store has others with each seed.
+        whole = over_users(gain, store == SCIENTIFIC.name, RESAMPLES, 0)
+        out[f"{metric}_minus_{BASE}"] = {**whole, "seeds": [float(part.mean()) for part in gain.values()]}
     return out
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", default="", help="folder with the raw files of Industrial & Scientific")
     parser.add_argument("--parts", type=Path, help="folder in which finished parts are kept")
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side")
+    parser.add_argument("--workers", type=at_least_one, default=2, help="processes side by side")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from sidgym.launch.bench_trials import (
     bands_of,
     keep_line,
     line_of,
+    looks,
+    looks_note,
     newest,
     read_lines,
     read_trial,
@@ -254,18 +256,20 @@ def write_results(bench: Bench, setting: str, unfinished: Sequence[Step] = ()) -
         found["targets"].pop("eval/reward", None)
         found["objectives"][START]["reward"] = None
         notes.append("Rewards differ between arms: each is validated by its own, and these are not on one scale.")
+    read_at = looks(folder, setting, len(found["seeds"]))
     summary = {
         "benchmark": bench.name,
         "title": bench.title,
         "command": bench.command,
         **bench.told,
         **found,
+        "looks": read_at,
         "by_seed": by_seed(trials),
         "failed": [f"{step.system}, seed {step.seed}" for step in unfinished],
         "settings": differences(settings),
         "own_rewards": own_rewards,
         "setting": setting,
-        "notes": [*bench.notes, *notes, *about],
+        "notes": [*bench.notes, *notes, *looks_note(read_at), *about],
         "environment": environment_record(),
         "commit": commit(),
         "config": to_toml(bench.config),

@@ -24,7 +24,7 @@ from sidgym.benchmarks.systems_summary import pairs_table, summarise_systems, sy
 from sidgym.launch.bench_figures import figure
 from sidgym.launch.bench_report import table
 from sidgym.launch.bench_runs import commit, write_results_files
-from sidgym.launch.bench_trials import append_line, read_lines
+from sidgym.launch.bench_trials import append_line, looks, looks_note, read_lines
 from sidgym.launch.charts import interval_chart
 from sidgym.launch.config import to_toml
 from sidgym.launch.report import facts_table, flat, write_page
@@ -156,14 +156,16 @@ def write_summary(
     found = summarise_systems(
         trials, contest.metrics, contest.tested, contest.references, same_users, contest.config.eval.bootstrap
     )
+    read_at = looks(folder, setting, len(found["seeds"]))
     summary: Summary = {
         "benchmark": contest.name,
         "title": contest.title,
         "command": contest.command,
         **contest.told,
         **found,
+        "looks": read_at,
         "setting": setting,
-        "notes": list(contest.notes),
+        "notes": [*contest.notes, *looks_note(read_at)],
         "environment": environment_record(),
         "commit": commit(),
         "config": to_toml(contest.config),

@@ -90,6 +90,34 @@ def newest(lines: Iterable[Mapping[str, Any]], folder: Path, setting: str) -> tu
     return list(last.values()), notes
 
 
+def looks(folder: Path, setting: str, seeds: int) -> list[int]:
+    """The numbers of seeds that a contest was summed up with in ``folder``, this time's ``seeds`` included, ascending.
+
+    More than one: seeds were added once figures could be seen.
+    """
+    path = folder / "summary.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or cut short: it is written anew
+        return [seeds]
+    if not isinstance(before, dict) or before.get("setting") != setting:
+        return [seeds]
+    return sorted({*before.get("looks", [len(before["seeds"])]), seeds})
+
+
+def looks_note(read_at: Sequence[int]) -> list[str]:
+    """What readers have to know of seeds that were added; nothing where none were."""
+    *before, now = read_at
+    if not before:
+        return []
+    earlier = f"{' and '.join(map(str, before))} seed{'s' if before[-1] > 1 else ''}"
+    return [
+        f"Figures could be seen with {earlier} before there were {now}: seeds added until something shows make a false "
+        "difference likelier. The tests do not account for it; the papers' claims are judged with p-values times "
+        f"{len(read_at)}."
+    ]
+
+
 def _stands(folder: Path, line: Mapping[str, Any]) -> bool:
     """Whether what a line tells of still lies there, and so does the training that was judged."""
     run = folder / line["run"]

@@ -140,6 +140,36 @@ def test_names_of_parts_tell_settings_and_data() -> None:
     assert len({name(), name(settings={"width": 9}), name(data="y")}) == 3
 
 
+def test_other_code_of_a_baseline_is_another_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"settings": {"dropout": 0.5}, "data": "a"}
+    before = baselines_table.digest(job)
+    (tmp_path / "sasrec.py").write_text("LAYERS = 3\n")
+    monkeypatch.setattr(baselines_table.baselines, "__file__", str(tmp_path / "__init__.py"))
+    after = baselines_table.digest(job)
+    assert after != before
+    (tmp_path / "sasrec.py").write_text("LAYERS = 2\n")
+    assert baselines_table.digest(job) not in (before, after)
+
+
+def test_two_logs_of_one_name_are_refused(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "Beauty.inter.json").write_text("{}")
+    with pytest.raises(SystemExit, match="both hold a log called 'beauty'"):
+        baselines_table.stores_of(options(data_path=[str(folder) for folder in folders]), tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--trials", "--workers"])
+@pytest.mark.parametrize("value", ["0", "-4", "few"])
+def test_what_is_counted_is_at_least_one(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    baselines_table.add_options(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"{option}={value}"])
+    assert f"expected a whole number of at least 1, got '{value}'" in capsys.readouterr().err
+
+
 def test_other_sids_are_other_data_for_those_who_read_them(tmp_path: Path) -> None:
     path = made_up(tmp_path)
     index = tmp_path / "Beauty.rkmeans_zcr.index.json"

@@ -35,6 +35,33 @@ def test_beams_must_beat_every_way_of_sampling(gains, status):
         assert outcome.interval[0] < 0.04 < outcome.interval[1]  # of the smallest lead, over top_k
 
 
+def test_a_claim_answers_for_its_own_comparisons_and_for_every_look():
+    leads = (0.01, 0.03, 0.02, 0.015, 0.035)  # p about .01 for each pair
+    gains = {"beam": leads, "sample": 0.0, "top_k": 0.0, "dynamic": 0.0}
+    summary = arms("sampling", gains | {f"other{n}": 0.0 for n in range(20)}, noise=0.01)
+    pairs = [pair for pair in summary["pairs"] if pair["a"] == "beam" and pair["b"] in MODES]
+    worst = max(pair["p"] for pair in pairs if pair["metric"] == "ndcg@10")
+    assert 0.004 < worst < 0.025
+    assert max(pair["p_holm"] for pair in pairs) > 0.05
+    assert claims.beam_beats_sampling(summary).status == REPRODUCED
+    many = list(range(1, 2 + int(0.05 / worst)))
+    assert claims.beam_beats_sampling(summary | {"looks": many}).status == NOT
+    har = {"vocab": 0.05, "vocab_sr": 0.03, "sft": 0.03}
+    summary = arms("normalise", {"vocab": 0.0, "vocab_sr": 0.0}, har=har)
+    summary["by_seed"]["vocab_sr"]["har"] = dict(zip("01234", (0.03, 0.05, 0.04, 0.035, 0.02)))
+    p = difference(summary["by_seed"], "vocab_sr", "vocab", "har")["p"]
+    assert 0.02 < p < 0.05
+    assert claims.grpo_sr_stays_legal(summary | {"looks": [5]}).status == REPRODUCED
+    assert claims.grpo_sr_stays_legal(summary | {"looks": [2, 3, 5]}).status == NOT
+
+
+def test_one_seed_tests_no_claim():
+    stored = {"sampling": arms("sampling", {"beam": 0.05, "sample": 0.0}, seeds=(3,))}
+    (row,) = told(judge_all(stored), "beam").values()
+    assert row["status"] == UNTESTABLE
+    assert "one seed says nothing of another training: NDCG@10 of beam − sample" in row["figure"]
+
+
 @pytest.mark.parametrize(("both", "status"), [(0.03, REPRODUCED), (0.0, NOT), (-0.03, NOT)])
 def test_rule_and_rank_must_be_above_rule(both, status):
     assert claims.both_beat_rule(arms("rewards", {"rule": 0.0, "rule_rank": both})).status == status
@@ -97,6 +124,9 @@ def test_legality_of_grpo_sr_where_the_policy_is_over_the_whole_vocabulary(har, 
     outcome = claims.grpo_sr_stays_legal(summary)
     assert outcome.status == status
     assert "vocab_sr − sft" in outcome.figure
+    above = arms("normalise", {"vocab": 0.0, "vocab_sr": 0.0}, har=levels | {"vocab": 0.9, "sft": 0.001})
+    assert claims.grpo_sr_stays_legal(above).but == "not shown to be below SFT's"
+    assert outcome.but == ""
     over_trie = arms("normalise", {"trie": 0.0, "trie_sr": 0.0}, har=levels)
     assert claims.grpo_sr_stays_legal(over_trie).status == UNTESTABLE
 
@@ -139,6 +169,16 @@ def test_loss_must_fall_with_size(losses, status):
     outcome = claims.larger_have_lower_loss(sizes(losses))
     assert outcome.status == status
     assert "exponent" in outcome.figure
+    assert outcome.but == ""
+
+
+def test_a_loss_that_falls_among_small_models_alone_is_told_so():
+    summary = sizes((3.0, 2.1, 2.1, 2.1, 2.1), noise=0.01)
+    rows = judge_all({"sizes": summary})
+    row = told(rows, "larger")["sizes"]
+    assert row["status"] == REPRODUCED
+    assert row["but"] == "no fall is shown from 100,000 parameters on"
+    assert "**reproduced, but no fall is shown from 100,000 parameters on**" in claims_table(rows)
 
 
 @pytest.mark.parametrize(("rl", "status"), [(0.2, REPRODUCED), (0.1, NOT), (0.05, NOT)])

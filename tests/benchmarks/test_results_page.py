@@ -114,6 +114,14 @@ def test_a_log_without_a_known_name_is_called_as_its_folder(tmp_path):
         take("variants_beauty", tmp_path / "summary.json", tmp_path)
 
 
+def test_what_is_no_summary_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no file .*; give the summary.json"):
+        take("rewards", tmp_path / "summary.json", tmp_path)
+    (tmp_path / "summary.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"expected the summary\.json of 'sidgym bench'"):
+        take("rewards", tmp_path / "summary.json", tmp_path)
+
+
 def test_no_other_result_is_written_over(tmp_path):
     (tmp_path / "scaling.json").write_text(json.dumps(stored()["scaling"]))
     (tmp_path / "summary.json").write_text(json.dumps(stored()["sizes"]))

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidgym.benchmarks.semantic_id_arms import bought_together, together
+from sidgym.benchmarks import semantic_ids
+from sidgym.benchmarks.semantic_id_arms import BASE, Arm, bought_together, together
 from sidgym.benchmarks.semantic_id_tables import results, trie
 from sidgym.benchmarks.tables import RESULTS
 from sidgym.envs.records import Episodes, Sequences, Splits
@@ -55,6 +56,19 @@ def test_the_trie_keeps_its_promises_at_ten_million_items():
     assert result["restrict_vs_lexsort"] <= 0.2
     assert result["toggle_10k_vs_lexsort"] <= 0.01
     assert result["mmap_open_s"] < 1
+
+
+@pytest.mark.parametrize(("store", "wide"), [("scientific", True), ("simulator", False)])
+def test_users_that_all_seeds_share_are_counted_once(store, wide):
+    rng, seeds = np.random.default_rng(0), [0, 1, 2, 3]
+    gain = rng.normal(0.1, 1, 400)  # the same users gain the same with every seed
+    arm = Arm("other", "rq_kmeans")
+    found = {(store, arm.name, seed): {"per_user": {"ndcg@10": gain.tolist()}} for seed in seeds}
+    found |= {(store, BASE, seed): {"per_user": {"ndcg@10": np.zeros(400).tolist()}} for seed in seeds}
+    told = semantic_ids._over_seeds(found, store, arm, seeds)[f"ndcg@10_vs_{BASE}"]
+    half = 1.96 * gain.std() / np.sqrt(len(gain) * (1 if wide else len(seeds)))
+    assert (told["high"] - told["low"]) / 2 == pytest.approx(half, rel=0.1)
+    assert told["mean"] == pytest.approx(gain.mean())
 
 
 def test_pairs_of_test_users_against_chance():

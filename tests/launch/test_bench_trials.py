@@ -62,6 +62,23 @@ def test_a_line_is_added_where_the_last_one_says_something_else(tmp_path):
     assert told == [("s", "k"), ("t", "k"), ("s", "k2"), ("s", "k")]
 
 
+def test_seeds_that_were_added_after_a_look_are_told(tmp_path):
+    assert bench_trials.looks(tmp_path, "s", 3) == [3]
+    told = tmp_path / "summary.json"
+    told.write_text(json.dumps({"setting": "s", "seeds": [0, 1, 2]}))
+    assert bench_trials.looks(tmp_path, "s", 3) == [3]
+    assert bench_trials.looks(tmp_path, "s", 5) == [3, 5]
+    assert bench_trials.looks(tmp_path, "another", 5) == [5]
+    told.write_text(json.dumps({"setting": "s", "seeds": [0, 1, 2], "looks": [1, 3]}))
+    assert bench_trials.looks(tmp_path, "s", 5) == [1, 3, 5]
+    told.write_text(told.read_text()[:-5])
+    assert bench_trials.looks(tmp_path, "s", 5) == [5]
+    assert bench_trials.looks_note([5]) == []
+    (note,) = bench_trials.looks_note([1, 3, 5])
+    assert "with 1 and 3 seeds before there were 5" in note
+    assert "p-values times 3" in note
+
+
 @pytest.mark.parametrize(("mode", "times"), [("beam", 1.0), ("dynamic", 1.5)])
 def test_candidates_that_are_drawn_and_left_out_are_counted(tmp_path, mode, times):
     (tmp_path / "sft").mkdir()
