@@ -132,7 +132,7 @@ def _train(
                         f"reward {round(figures['reward'], 3) + 0.0:.3f}, hits {figures['rollout/hit']:.2f}",
                     )
         for warning in closing_warnings(read_metrics(metrics.path)):
-            warn(warning)
+            warn(f"{warning} ({directory})")
         return trainer.weights() if config.select_by == "last" else load_training(best_path(directory, best))[0]
     finally:
         trainer.close()

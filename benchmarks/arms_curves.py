@@ -88,8 +88,8 @@ def targets(
 
     To be reached is ``given`` for NDCG. Else, and for the reward, it is a gain over each seed's own first validation,
     since seeds begin further apart than arms end: half of the largest mean gain of any arm, and null where the 95 %
-    interval of that gain over seeds reaches zero. ``costs``: arm -> ``{"steps", "rollouts", "seconds", "flops"}`` of
-    its whole training, of which a step costs an equal part.
+    interval of that gain over seeds reaches zero, or there is one seed alone. ``costs``: arm -> ``{"steps",
+    "rollouts", "seconds", "flops"}`` of its whole training, of which a step costs an equal part.
 
     Returns ``{figure: {"start", "gain", "value", "reached": {arm: {"seeds", "of", "at_start", "step", ...} }}}``:
     ``start`` and ``value`` are means over seeds; ``seeds`` of an arm's ``of`` got there, ``at_start`` of them before
@@ -104,7 +104,8 @@ def targets(
         start = float(np.mean([values[:, 0].mean() for values in tracks.values()]))
         best = max((_best_gain(values) for values in tracks.values()), key=lambda gain: gain["mean"])
         value = given if key == TARGETS[0] else None
-        gain = best["mean"] / 2 if value is None and best["low"] > 0 else None
+        is_gain = best["low"] > 0 and "p" in best  # a single seed tells nothing of another training
+        gain = best["mean"] / 2 if value is None and is_gain else None
         known = {} if value is None and gain is None else tracks
         out[key] = {
             "start": start,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidgym.benchmarks.arms_summary import CONTROL, START
-from sidgym.benchmarks.arms_words import arms_of, failures, metric_name, name_of, p_value, verdict
+from sidgym.benchmarks.arms_words import arms_of, failures, metric_name, name_of, p_value, spread_of, verdict
 from sidgym.benchmarks.comparisons import shown
 
 Summary = Mapping[str, Any]
@@ -97,11 +97,11 @@ def markdown(summary: Summary) -> str:
         "\n".join(f"- {text}" for text in [*(text for _, text in verdict(summary)), *missing(summary)]),
         "## Results",
         results(summary),
-        f"Means over test users, 95 % intervals over users and seeds. {meanings(result_columns(summary))}",
+        f"Means over test users, 95 % intervals over {spread_of(summary)}. {meanings(result_columns(summary))}",
         "## Pairs",
         pairs(summary),
-        "Mean difference of the row to SFT and to the control, 95 % interval over users and seeds, Holm's p over all "
-        "pairs of the metric. Every pair stands in `summary.json`.",
+        f"Mean difference of the row to SFT and to the control, 95 % interval over {spread_of(summary)}, Holm's p over "
+        "all pairs of the metric. Every pair stands in `summary.json`.",
         "## Behaviour",
         _table(BEHAVIOUR, summary),
         meanings(BEHAVIOUR),

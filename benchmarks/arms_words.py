@@ -45,6 +45,11 @@ def scope_of(seeds: int) -> str:
     return "" if seeds > 1 else ", for this one training of each,"
 
 
+def spread_of(summary: Summary) -> str:
+    """What the summary's intervals are over."""
+    return "users and seeds" if len(summary["seeds"]) > 1 else "the users of this one training"
+
+
 def arms_of(summary: Summary) -> list[str]:
     """The arms that were trained to earn a reward, best first by the summary's metric."""
     figures, metric = summary["objectives"], summary["metric"]
@@ -183,10 +188,10 @@ def _cost(summary: Summary, arms: Sequence[str]) -> list[tuple[int, str]]:
     said = []
     if timed:
         cheap = min(timed, key=lambda arm: figures[arm]["seconds"])
-        text = f"Training a seed took {top} {figures[top]['seconds']:.0f} s"
+        text = f"One training of {top} took {figures[top]['seconds']:.0f} s"
         if cheap != top:
-            text += f"; {cheap}, to which no difference is shown, took {figures[cheap]['seconds']:.0f} s"
-        said.append((0, text + " of one process each, as the machine was at that time."))
+            text += f", of {cheap}, not shown to differ, {figures[cheap]['seconds']:.0f} s"
+        said.append((0, text + ", in one process, with whatever else ran beside it."))
     unequal = [arm for arm in arms if _budget(summary, arm) > COSTLY]
     if unequal:
         each = ", ".join(f"{arm} {_budget(summary, arm):.2f} times" for arm in unequal)

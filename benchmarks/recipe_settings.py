@@ -30,7 +30,7 @@ BASE = RlConfig(
     objective="grpo", rewards=HIT, group_size=16, contexts_per_step=64, chunk=64, lr=1e-4, nll_weight=0.03, steps=40,
     backend="torch", select_by="last",
 )  # fmt: skip
-"""Hit-only rule + rank with the likelihood of the target beside it: what came nearest before (method, section 9)."""
+"""Hit-only rule + rank with the likelihood of the target beside it: what came nearest before (docs/log.md)."""
 
 
 def candidates() -> dict[str, Candidate]:

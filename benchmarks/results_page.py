@@ -70,7 +70,8 @@ def page(stored: Stored) -> str:
         "# Results",
         "Made from `benchmarks/results/*.json` by `python -m sidgym.benchmarks.results_page --write "
         "benchmarks/RESULTS.md`. Every number stands under the one command and configuration that gave it; intervals "
-        "are 95 %, over users and seeds unless it says otherwise. `docs/benchmarks.md` says what is tested how.",
+        "are 95 %, over users and seeds, or over users alone where there is one seed, unless it says otherwise. "
+        "`docs/benchmarks.md` says what is tested how.",
         "## What the papers claim",
         "Reproduced: every comparison that the claim names is shown by its own test, at 5 %. A difference that is not "
         "shown, whichever way it points, is not reproduced. Ours are small models from random weights on one machine; "

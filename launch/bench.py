@@ -6,13 +6,14 @@ that are none of arms (``bench_scaling``, ``bench_transfer``).
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidgym.launch.bench_sets import SETS, apart_of, notes_of, with_set
-from sidgym.launch.schema import ConfigError, RunConfig
+from sidgym.launch.schema import ConfigError, RunConfig, validate
 
 if TYPE_CHECKING:
     from sidgym.launch.bench_runs import Bench
@@ -23,6 +24,8 @@ BENCHES = {
     "scaling": "loss and accuracy of SFT by the size of the model, with a fitted power law",
     "transfer": "policies trained on one catalogue, judged on another that they never saw",
 }
+EXAMPLE = {"variants": "ecpo", "sampling": "beam", "rewards": "rule", "normalise": "trie"}
+"""An arm of each contest, for its --help."""
 OBJECTIVES = ("grpo", "ecpo", "gbpo", "grpo_sr", "rloo", "dapo")
 
 
@@ -50,22 +53,26 @@ def make_parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"sidgym bench {name}",
         description=f"{BENCHES[name][0].upper()}{BENCHES[name][1:]}. Every setting of a run is an option too, such as "
-        "--data.users 500 --rewards rule rank --rl.steps 40 --arms.ecpo.lr 3e-4; what is said of rl holds for every "
-        "arm that learns from rewards. The same command goes on where it was stopped; with more objectives or seeds it "
-        "adds to the folder.",
+        f"--data.users 500 --rl.steps 40 --arms.{EXAMPLE[name]}.lr 3e-4 (--print-config shows them all, sidgym run "
+        "CONFIG --help explains them); what is said of rl holds for every arm that learns from rewards. The same "
+        "command goes on where it was stopped; with more objectives or seeds it adds to the folder.",
         allow_abbrev=False,
     )
     if name in SETS:
         parser.add_argument(
             "--arms", nargs="+", default=[], metavar="NAME",
-            help=f"some of {', '.join(SETS[name].arms)}, or arms of the configuration (default: all of these)",
+            help=f"some of {', '.join(SETS[name].arms)}, or arms of the configuration"
+            + (", or rewards of another name, or package.module:name" if SETS[name].of_rewards else "")
+            + " (default: all of these)",
         )  # fmt: skip
     else:
         parser.add_argument(
             "--objectives", nargs="+", default=list(OBJECTIVES), metavar="NAME",
             help="objectives, arms of the configuration, or package.module:name (default: %(default)s)",
         )  # fmt: skip
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="full", help="full, or quick: a few minutes")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default="full", help="full, or quick: some ten minutes on two cores"
+    )
     parser.add_argument("--config", type=Path, help="TOML file or shipped name in place of the preset's")
     parser.add_argument("--seeds", type=int, help="how many, from the configured one on (default: the preset's)")
     parser.add_argument("--out", type=Path, help="folder of the contest (default: runs/bench-NAME-PRESET)")
@@ -73,10 +80,11 @@ def make_parser(name: str) -> argparse.ArgumentParser:
                         "and preference model are taken from it where they are the same")  # fmt: skip
     parser.add_argument("--metric", default="", help="what decides which is best, such as ndcg@10 (default: the true "
                         "preference of the top 10 where it is known, else ndcg@10)")  # fmt: skip
-    parser.add_argument("--target-ndcg", type=float, help="validation NDCG@10 that costs are told for (default: half "
-                        "way from the start to the best that was reached)")  # fmt: skip
+    parser.add_argument("--target-ndcg", type=float, help="validation NDCG@10 that costs are told for (default: "
+                        "above each seed's start by half of the largest gain, where that is shown)")  # fmt: skip
     parser.add_argument("--ray", action="store_true", help="run trials as Ray tasks, on --address or on this machine")
     parser.add_argument("--dry-run", action="store_true", help="estimate the time, and stop")
+    parser.add_argument("--print-config", action="store_true", help="print every setting of all arms, and stop")
     return parser
 
 
@@ -91,19 +99,28 @@ def run_bench_command(given: Sequence[str]) -> None:
     if name in ("scaling", "transfer"):
         _run_other(name, given)
         return
-    options, rest = make_parser(name).parse_known_args(given[1:])
+    parser = make_parser(name)
+    options, rest = parser.parse_known_args(given[1:])
     if options.seeds is not None and options.seeds < 1:
-        front.error(f"--seeds: expected at least 1, got {options.seeds}")
+        parser.error(f"--seeds: expected at least 1, got {options.seeds}")
+    check_options(options)
     bench = make_bench(name, options, rest, given)
+    if options.print_config:
+        from sidgym.launch.config import to_toml
+
+        print(to_toml(bench.config), end="")
+        return
 
     from rich.console import Console
 
     from sidgym.launch.bench_estimate import print_estimate
     from sidgym.launch.bench_report import console_table
-    from sidgym.launch.bench_runs import run_bench
+    from sidgym.launch.bench_runs import others_here, run_bench
     from sidgym.launch.pipeline import check_names
 
     check_names(bench.config)
+    for line in others_here(bench):
+        print(line, file=sys.stderr)
     print_estimate(bench)
     if options.dry_run:
         return
@@ -129,17 +146,29 @@ def _run_other(name: str, given: Sequence[str]) -> None:
         run_transfer_command(given[1:], shlex.join(["sidgym", "bench", *_without_places(given)]))
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Raises ``ConfigError`` for values that cannot work, before anything is read."""
+    if options.target_ndcg is not None and not 0 < options.target_ndcg < 1:
+        raise ConfigError(f"--target-ndcg: expected an NDCG@10 between 0 and 1, got {options.target_ndcg}")
+    if options.start_of and not any(options.start_of.glob("seed-*")):
+        raise ConfigError(
+            f"--start-of: expected the folder of a contest, with seed-0 and so on; got {options.start_of}"
+        )
+
+
 def make_bench(name: str, options: argparse.Namespace, rest: Sequence[str], given: Sequence[str]) -> "Bench":
     """The contest that a command line asks for."""
-    from sidgym.launch.bench_arms import with_arms
+    from sidgym.launch.bench_arms import notes_of_objectives, with_arms
     from sidgym.launch.bench_runs import Bench
-    from sidgym.launch.config import load_config
+    from sidgym.launch.config import apply_arm_options, load_config, split_arm_options
 
     preset, chosen = PRESETS[options.preset], SETS.get(name)
     source = options.config or Path(preset.config)
     own = () if chosen is None else chosen.quick if options.preset == "quick" else chosen.full
-    settings = [*preset.options, *own, *rest]
-    config = load_config(source, settings, prog=f"sidgym bench {name}")
+    settings, prog = [*preset.options, *own, *rest], f"sidgym bench {name}"
+    configured = load_config(source, split_arm_options(settings)[1], prog).arms
+    of_arms, settings = split_arm_options(settings, configured)
+    config = found = load_config(source, settings, prog)
     rated = source == Path(preset.config)
     told: dict[str, Any] = {"preset": options.preset}
     if chosen is None:
@@ -147,6 +176,8 @@ def make_bench(name: str, options: argparse.Namespace, rest: Sequence[str], give
     else:
         config = with_set(config, chosen, options.arms, settings, rated)
         told |= {"kind": chosen.kind}
+    config = apply_arm_options(config, of_arms, prog)
+    validate(config, "bench")
     check_metric(options.metric, config)
     out = options.out or Path(config.out) / f"bench-{name}-{options.preset}"
     return Bench(
@@ -158,7 +189,7 @@ def make_bench(name: str, options: argparse.Namespace, rest: Sequence[str], give
         target=options.target_ndcg,
         ray=options.ray,
         told=told,
-        notes=notes_of(config, chosen, rated) if chosen else (),
+        notes=notes_of(config, chosen, rated) if chosen else notes_of_objectives(config, found),
         name=name,
         apart=apart_of(config, chosen) if chosen else {},
         start_of=options.start_of,
@@ -173,7 +204,9 @@ def check_metric(metric: str, config: RunConfig) -> None:
         known = ["preference@10", "preference@1", *known]
     wanted = metric or ("ndcg@10" if "preference@10" not in known else "preference@10")
     if wanted not in known:
-        raise ConfigError(f"--metric: expected one of {', '.join(known)} with these eval.ks and data, got {wanted!r}")
+        raise ConfigError(
+            f"--metric: expected one of {', '.join(known)}, got {wanted!r}; --eval.ks and --eval.metrics measure more"
+        )
 
 
 def cut_once(config: RunConfig) -> RunConfig:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sidgym.agents.config import RlConfig
 from sidgym.agents.objectives import OBJECTIVES
-from sidgym.agents.recipes import completed, recipe_of
+from sidgym.agents.recipes import EMPTY, completed, recipe_of
 from sidgym.benchmarks.arms_summary import CONTROL, START
 from sidgym.launch.schema import TAKEN, ConfigError, RunConfig, validate
 
@@ -27,6 +27,7 @@ def with_arms(config: RunConfig, objectives: Sequence[str], options: Sequence[st
 
     Raises ``ConfigError`` for names that cannot stand beside each other or values that cannot work.
     """
+    refuse_idle(options, {"objective": "name objectives with --objectives"})
     arms: dict[str, RlConfig] = {}
     for text in dict.fromkeys(objectives):
         if text in ("nll", CONTROL, START):
@@ -70,6 +71,67 @@ def arm_of(config: RunConfig, text: str, options: Sequence[str]) -> RlConfig:
     return replace(rl, **{name: getattr(config.rl, name) for name in given})
 
 
+def refuse_idle(options: Sequence[str], owned: Mapping[str, str]) -> None:
+    """Raises ``ConfigError`` for an option that no arm would follow: ``owned`` has the fields of ``rl`` that every arm
+    has of its own, and what to do instead."""
+    flags = {"rewards": ("rewards", "reward-weights", "reward-args")}
+    for name, instead in owned.items():
+        known = {f"--rl.{name.replace('_', '-')}", *(f"--{flag}" for flag in flags.get(name, ()))}
+        for token in (token for token in options if token.partition("=")[0].replace("_", "-") in known):
+            raise ConfigError(
+                f"{token}: every arm of this contest has {name} of its own, so it would change none; {instead}"
+            )
+
+
+def overridden(rl: RlConfig) -> list[str]:
+    """What an objective would bring along and the settings have otherwise, in words."""
+    own = recipe_of(rl.objective)
+    return [
+        f"{name} {getattr(rl, name)} (its own: {getattr(own, name)})"
+        for name in EMPTY
+        if getattr(own, name) and getattr(rl, name) and getattr(rl, name) != getattr(own, name)
+    ]
+
+
+def told_of(config: RunConfig) -> list[str]:
+    """What the report says of all arms: the reward and the budget where they have the same, and what is overridden."""
+    arms = {name: arm for name, arm in config.arms.items() if name != CONTROL}
+    rewards = {rewards_of([asdict(term) for term in arm.rewards]) for arm in arms.values()}
+    told = [f"All arms learn from the reward {rewards.pop()}."] if len(rewards) == 1 else []
+    budgets = {
+        f"{arm.steps} iterations of {arm.contexts_per_step} contexts with {arm.group_size} candidates each, "
+        f"{arm.epochs} pass{'es' if arm.epochs > 1 else ''} over a rollout"
+        + (f" in minibatches of {arm.minibatch} contexts." if arm.minibatch else ".")
+        for arm in arms.values()
+    }
+    told += [budgets.pop()] if len(budgets) == 1 else []
+    set_otherwise = [f"{name} {', '.join(said)}" for name, arm in arms.items() if (said := overridden(arm))]
+    if set_otherwise:
+        told.append(
+            f"Set by the configuration in place of what the objective brings along: {'; '.join(set_otherwise)}."
+        )
+    return told
+
+
+def rates_of(config: RunConfig) -> str:
+    """The arms' learning rates in words."""
+    rates = {name: f"{arm.lr:g}" for name, arm in config.arms.items() if name != CONTROL}
+    same = len(set(rates.values())) == 1
+    listed = f"{next(iter(rates.values()))} for every arm" if same else ", ".join(map(" ".join, rates.items()))
+    return f"Learning rates: {listed}; the control's is {config.arms[CONTROL].lr:g}."
+
+
+def notes_of_objectives(config: RunConfig, source: RunConfig) -> tuple[str, ...]:
+    """What the report says of a contest of objectives; ``source`` is the configuration that its arms come from."""
+    taken = [
+        name for name, arm in config.arms.items()
+        if name not in (*source.arms, CONTROL) and arm.objective != source.rl.objective
+    ]  # fmt: skip
+    how = "They are those of the configuration and its options"
+    how += f"; {', '.join(taken)}: rl's, which was chosen for {source.rl.objective}, if for any." if taken else "."
+    return (*told_of(config), f"{rates_of(config)} {how}")
+
+
 def _named(options: Sequence[str], prefix: str) -> list[str]:
     """Fields of ``RlConfig`` that options with a prefix set."""
     found = [token.removeprefix(prefix).partition("=")[0] for token in options if token.startswith(prefix)]
@@ -88,7 +150,9 @@ def control_arm(config: RunConfig) -> RlConfig:
 
 def settings_of(rl: RlConfig) -> dict[str, Any]:
     """An arm's settings as JSON values, empty ones replaced by what they stand for."""
-    return {"objective": rl.objective} | {key: v for key, v in asdict(completed(rl)).items() if key not in KEPT}
+    full = completed(rl)
+    full = replace(full, clip_high=full.clip_high or full.clip)
+    return {"objective": rl.objective} | {key: value for key, value in asdict(full).items() if key not in KEPT}
 
 
 def rewards_of(terms: Sequence[Mapping[str, Any]]) -> str:

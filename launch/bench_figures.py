@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from sidgym.benchmarks.arms_summary import CONTROL, START
-from sidgym.benchmarks.arms_words import arms_of, metric_name, name_of, pair_of
+from sidgym.benchmarks.arms_words import arms_of, metric_name, name_of, pair_of, spread_of
 from sidgym.benchmarks.comparisons import shown
 from sidgym.launch.charts import Style, band_chart, interval_chart, path_chart
 from sidgym.launch.report_figures import line_swatch
@@ -86,7 +86,7 @@ def pair_section(summary: Summary, style: Mapping[str, Style]) -> str:
         return ""
     return (
         '<h2>Differences, paired by user</h2>\n<p class="soft">Mean difference over the same users. Thick: 95 % paired '
-        "bootstrap interval over users, for these very trainings. Thin: 95 % interval over users and seeds, not "
+        f"bootstrap interval over users, for these very trainings. Thin: 95 % interval over {spread_of(summary)}, not "
         "corrected for the number of pairs. A full dot: shown to differ after Holm's correction. Hollow: not.</p>\n"
         f'<div class="charts">{"".join(figures)}</div>'
     )

@@ -29,7 +29,7 @@ from sidgym.benchmarks.arms_tables import (
     target_rows,
     target_words,
 )
-from sidgym.benchmarks.arms_words import arms_of, kind_of, metric_name, name_of, p_value, pair_of
+from sidgym.benchmarks.arms_words import arms_of, kind_of, metric_name, name_of, p_value, pair_of, spread_of
 from sidgym.benchmarks.comparisons import shown
 from sidgym.launch.bench_figures import arm_styles, cost_section, curve_section, hacking_section, pair_section
 from sidgym.launch.charts import Style
@@ -114,7 +114,7 @@ def _results(summary: Summary, style: Mapping[str, Style]) -> str:
     body = [(_named(name, style), _cells(kept, figures)) for name, figures in rows.items()]
     body += [(escape(name), _cells(kept, figures)) for name, figures in summary["references"].items()]
     return f"<h2>Results on the test users</h2>\n{table([c.head for c in kept], body)}\n" + _soft(
-        f"Means over test users; below them 95 % intervals over users and seeds. {meanings(kept)}"
+        f"Means over test users; below them 95 % intervals over {spread_of(summary)}. {meanings(kept)}"
     )
 
 

@@ -28,6 +28,7 @@ from sidgym.launch.bench_arms import differences
 from sidgym.launch.bench_report import write_report
 from sidgym.launch.bench_table import TrialTable
 from sidgym.launch.bench_trials import (
+    RESULTS,
     bands_of,
     keep_line,
     line_of,
@@ -173,6 +174,19 @@ def setting_of(config: RunConfig) -> str:
     if code := code_fingerprint(asdict(config.rl)):
         shared["code"] = code
     return content_hash({**shared, "eval": asdict(config.eval), "rl": trained_settings(config.rl)})
+
+
+def others_here(bench: Bench) -> list[str]:
+    """What to know before a contest of another setting goes on in the same folder: at most one line."""
+    folder = bench.config.directory
+    setting = setting_of(bench.config)
+    others = sum(line["setting"] != setting for line in read_lines(folder))
+    if not others:
+        return []
+    return [
+        f"{folder / RESULTS} has {others} line(s) of other settings: they are left out, and trainings of the same arms "
+        "and seeds are replaced. Give another --out to keep them."
+    ]
 
 
 def run_bench(bench: Bench) -> dict[str, Any]:

@@ -5,12 +5,13 @@ A set names its arms and what each changes in the settings that all have in comm
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sidgym.agents.config import RewardConfig, RlConfig
 from sidgym.benchmarks.arms_summary import CONTROL
-from sidgym.launch.bench_arms import arm_of, control_arm, rewards_of
+from sidgym.envs.rewards import REWARDS
+from sidgym.launch.bench_arms import arm_name, arm_of, control_arm, rates_of, refuse_idle, told_of
 from sidgym.launch.schema import ConfigError, PreferenceConfig, RunConfig, validate
 
 COLLABORATIVE = "sidgym.envs.reward_collaborative:Collaborative"
@@ -39,6 +40,7 @@ class ArmSet:
     quick: Sequence[str] = ()  # options of the quick preset
     full: Sequence[str] = ()
     notes: Sequence[str] = ()
+    of_rewards: bool = False  # whether any reward may be named as an arm
     chosen: str = CHOSEN  # how the arms' learning rates were chosen
 
 
@@ -76,7 +78,7 @@ SETS: Mapping[str, ArmSet] = {
         ),
     ),
     "rewards": ArmSet(
-        about="rewards: hits, ranks, both, a next-item model's score, texts, preference with and without its gate",
+        about="hits, ranks, both, a next-item model's score, texts, preference with and without its gate",
         title="What is rewarded",
         kind="reward",
         arms={
@@ -88,6 +90,7 @@ SETS: Mapping[str, ArmSet] = {
             "gated": _rewards(RewardConfig("gated")),
             "ungated": _rewards(RewardConfig("gated", args={"gate": False})),
         },
+        of_rewards=True,
         apart={"collaborative": PreferenceConfig(enabled=True, kind="sasrec")},
         preference=True,
         notes=(
@@ -131,16 +134,22 @@ def with_set(
     Raises ``ConfigError`` for names that neither has, and for values that cannot work.
     """
     rated = rated and not any(token.partition("=")[0] == "--rl.lr" for token in options)
+    names = list(dict.fromkeys(names or chosen.arms))
+    owned = dict.fromkeys(key for name in names for key in chosen.arms.get(name, ()) if key != "lr")
+    instead = "say it of one arm (--arms.NAME), or name arms of a configuration: --config FILE --arms NAME"
+    refuse_idle(options, dict.fromkeys(owned, instead))
     arms: dict[str, RlConfig] = {}
-    for name in dict.fromkeys(names or chosen.arms):
+    for name in names:
         if name in chosen.arms:
             own = {key: value for key, value in chosen.arms[name].items() if rated or key != "lr"}
             arms[name] = replace(config.rl, **own)
         elif name in config.arms:
             arms[name] = arm_of(config, name, options)
+        elif chosen.of_rewards and (":" in name or name in REWARDS):
+            rate: dict[str, Any] = {"lr": RATE} if rated else {}
+            arms[arm_name(name, arms)] = replace(config.rl, rewards=(RewardConfig(name),), **rate)
         else:
-            known = ", ".join(dict.fromkeys([*chosen.arms, *config.arms]))
-            raise ConfigError(f"--arms: no {chosen.kind} {name!r}; known: {known}")
+            raise ConfigError(f"--arms: no {chosen.kind} {name!r}; {_known(config, chosen)}")
     arms[CONTROL] = control_arm(config)
     preference = replace(config.preference, enabled=config.preference.enabled or chosen.preference)
     found = replace(config, arms=arms, preference=preference)
@@ -148,20 +157,23 @@ def with_set(
     return found
 
 
+def _known(config: RunConfig, chosen: ArmSet) -> str:
+    """What --arms may name."""
+    told = f"known: {', '.join(chosen.arms)}"
+    if chosen.of_rewards:
+        told += f", any other reward ({', '.join(sorted(set(REWARDS) - set(chosen.arms)))}), or 'package.module:name'"
+    return f"{told}; arms of the configuration: {', '.join(config.arms)}" if config.arms else told
+
+
 def notes_of(config: RunConfig, chosen: ArmSet, rated: bool = False) -> tuple[str, ...]:
-    """What the report says of a set: its own notes, the reward where all arms have the same, and learning rates.
+    """What the report says of a set: its own notes, what all arms have in common, and learning rates.
 
     ``config`` and ``rated`` as ``with_set`` returned and took them.
     """
     arms = {name: arm for name, arm in config.arms.items() if name != CONTROL}
-    rewards = {rewards_of([asdict(term) for term in arm.rewards]) for arm in arms.values()}
-    told = [f"All arms learn from the reward {rewards.pop()}."] if len(rewards) == 1 else []
-    rates = {name: f"{arm.lr:g}" for name, arm in arms.items()}
-    same = len(set(rates.values())) == 1
-    listed = f"{next(iter(rates.values()))} for every arm" if same else ", ".join(map(" ".join, rates.items()))
     of_set = rated and all(name in chosen.arms and arm.lr == chosen.arms[name]["lr"] for name, arm in arms.items())
     how = chosen.chosen if of_set else "They are those of the configuration and its options, and none was tuned here."
-    return (*chosen.notes, *told, f"Learning rates: {listed}; the control's is {config.arms[CONTROL].lr:g}. {how}")
+    return (*chosen.notes, *told_of(config), f"{rates_of(config)} {how}")
 
 
 def apart_of(config: RunConfig, chosen: ArmSet) -> dict[str, PreferenceConfig]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from sidgym.benchmarks.arms_summary import Trial
 from sidgym.benchmarks.arms_tables import figure_cell
-from sidgym.benchmarks.arms_words import metric_name
+from sidgym.benchmarks.arms_words import metric_name, spread_of
 from sidgym.benchmarks.systems_summary import pairs_table, summarise_systems, systems_table
 from sidgym.launch.bench_figures import figure
 from sidgym.launch.bench_report import table
@@ -184,7 +184,7 @@ def markdown(summary: Summary, metrics: Sequence[str], heads: Mapping[str, str] 
         "\n".join(f"- {text}" for _, text in summary["verdict"]),
         "## Results",
         systems_table(summary, metrics, heads),
-        "Means over test users, 95 % intervals over users and seeds.",
+        f"Means over test users, 95 % intervals over {spread_of(summary)}.",
         "## Pairs",
         pairs_table(summary),
         "Bold: shown to differ, by Holm's correction over the pairs of the metric.",

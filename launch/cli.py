@@ -110,7 +110,9 @@ def make_parser() -> argparse.ArgumentParser:
             sub.add_argument("--restart", action="store_true", help="discard unfinished runs and begin anew")
     # Listed here for the help; its tools have parsers of their own.
     commands.add_parser("preference", help="fit | inspect: the preference model, its gate, and what they do")
-    commands.add_parser("bench", help="variants: contests of objectives from one start, with tests and a report")
+    commands.add_parser(
+        "bench", help="contests from one start, with tests and a report: objectives, rewards, sampling, sizes ..."
+    )
     sub = commands.add_parser("recommend", help="answer a Parquet file of histories")
     sub.add_argument("input", type=Path, help="Parquet file with a column 'history' of lists of item ids, oldest first")
     sub.add_argument("output", type=Path, help="Parquet file to write: the same columns, 'items' and 'scores'")

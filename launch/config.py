@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -58,11 +58,11 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), prog: str = "s
     arms = table.pop("arms", {})
     if not isinstance(arms, dict):
         raise ConfigError(f"{source}: 'arms': expected tables [arms.NAME], got {_describe(arms)}")
-    arm_options, options = _split_arm_options(overrides)
+    arm_options, options = split_arm_options(overrides)
     config = _build(RunConfig(name=Path(source).stem if path is not None else "run"), table, "", source)
     config = _apply_options(config, options, prog)
     config = replace(config, arms={name: _build(config.rl, t, f"arms.{name}", source) for name, t in arms.items()})
-    config = _apply_arm_options(config, arm_options, prog)
+    config = apply_arm_options(config, arm_options, prog)
     validate(config, source)
     return config
 
@@ -298,24 +298,35 @@ def _json_object(text: str, name: str) -> dict[str, Any]:
     return value
 
 
-def _split_arm_options(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Options that begin with --arms. and their values, and all others; each list keeps its order."""
+def split_arm_options(overrides: Sequence[str], but: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+    """Options that begin with --arms. and their values, and all others, the arms called ``but`` among them; each list
+    keeps its order."""
+    left = {name.replace("-", "_") for name in but}
     arms: list[str] = []
     others: list[str] = []
     target = others
     for token in overrides:
         if token.startswith("--") or token == "-h":
-            target = arms if token.startswith("--arms.") else others
+            target = arms if token.startswith("--arms.") and arm_in(token) not in left else others
         target.append(token)
     return arms, others
 
 
-def _apply_arm_options(config: RunConfig, options: Sequence[str], prog: str) -> RunConfig:
+def arm_in(token: str) -> str:
+    """The arm's name in an option such as ``--arms.grpo-sr.lr``, with underscores for dashes."""
+    return token.removeprefix("--arms.").partition(".")[0].replace("-", "_")
+
+
+def apply_arm_options(config: RunConfig, options: Sequence[str], prog: str) -> RunConfig:
+    """``config`` with what options such as ``--arms.nll.lr 1e-4`` say of its arms; ``ConfigError`` for other names."""
     if not options:
         return config
     if not config.arms:
         raise ConfigError(f"{options[0]}: the configuration has no arms; add a table [arms.NAME] to it first")
     names = list(config.arms)
+    for token in (token for token in options if token.startswith("--arms.")):
+        if arm_in(token) not in {name.replace("-", "_") for name in names}:
+            raise ConfigError(f"{token}: there is no arm of that name; known: {', '.join(names)}")
     columns = [(f"arm{i}", Annotated[RlConfig, tyro.conf.arg(name=f"arms.{name}")]) for i, name in enumerate(names)]
     flags = dataclasses.make_dataclass("Arms", columns, frozen=True)
     parsed = tyro.cli(flags, default=flags(*config.arms.values()), args=list(options), prog=prog)

@@ -304,7 +304,7 @@ def fingerprint(path: str) -> str:
         return ""
     root = Path(path)
     if not root.exists():
-        raise FileNotFoundError(f"{path} does not exist; give the folder or file with the raw data")
+        raise FileNotFoundError(f"{path} does not exist; give the folder or file with the raw data (--data.path)")
     files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
     digest = hashlib.sha256()
     for file in files:

@@ -1,4 +1,4 @@
-"""Collisions: items whose codes are all equal, and what to do about them (method: Semantic IDs).
+"""Collisions: items whose codes are all equal, and what to do about them (docs/semantic_ids.md).
 
 A policy is ``(codes, sizes) -> (codes, sizes)``; one that takes a third argument is given ``Costs`` (``reassign``).
 ``resolve_collisions`` counts before and after, so that no policy works silently. Left out: balanced assignment

@@ -1,7 +1,7 @@
 """Min-cost reassignment of the last level: every SID one item, at the least total distortion.
 
 Inside each second-to-last prefix the items and the codes of the last level make an assignment problem, which
-``scipy.optimize.linear_sum_assignment`` solves exactly (method: Semantic IDs). Prefixes without a collision are left as
+``scipy.optimize.linear_sum_assignment`` solves exactly (docs/semantic_ids.md). Prefixes without a collision are left as
 they are. Where a prefix holds more items than its last level has codes, those that lose least by it move to the nearest
 sibling prefixes with room (same codes up to the third-to-last level), whose own items keep their SIDs. Left out:
 balanced assignment while the codebooks are being fitted, which is a tokeniser's.

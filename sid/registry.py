@@ -21,9 +21,14 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Any:
         try:
             module = importlib.import_module(module_name)
         except ImportError as error:
-            raise ValueError(f"{kind} {name!r}: cannot import module {module_name!r}: {error}") from error
+            raise ValueError(
+                f"{kind} {name!r}: cannot import module {module_name!r}: {error}; it is looked for in the "
+                "folder of the command and on PYTHONPATH"
+            ) from error
         if not hasattr(module, attribute):
-            raise ValueError(f"{kind} {name!r}: module {module_name!r} has no attribute {attribute!r}")
+            near = difflib.get_close_matches(attribute, vars(module), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{kind} {name!r}: module {module_name!r} has no attribute {attribute!r}{hint}")
         return getattr(module, attribute)
     if name in known:
         return known[name]

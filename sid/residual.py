@@ -1,4 +1,4 @@
-"""Residual quantisation: what every tokeniser with codebooks shares (method: Semantic IDs).
+"""Residual quantisation: what every tokeniser with codebooks shares (docs/semantic_ids.md).
 
 With ``r_0`` the item's embedding or a network's latent of it: ``c_l = argmin_k |r_l - e_k^(l)|^2`` and
 ``r_(l+1) = r_l - e_(c_l)^(l)``. Left out: how codebooks are learnt (``rq_kmeans``, ``balanced_kmeans``, ``rq_vae``).

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_bench import LOG
+from test_bench_arms import LOG
 from test_pipeline import TINY
 from test_report import Page
 
@@ -89,6 +89,13 @@ def test_results_append_and_finished_trials_stay(grown):
     assert set(second["objectives"]) == {"sft", CONTROL, "grpo", "ecpo"}
 
 
+def test_seeds_that_were_added_are_told(grown):
+    _, first, _, second, _ = grown
+    assert (first["looks"], second["looks"]) == ([1], [1, 2])
+    assert not any("before there were" in note for note in first["notes"])
+    assert any("with 1 seed before there were 2" in note for note in second["notes"])
+
+
 def test_the_start_of_another_contest_is_taken_where_it_is_the_same(grown, tmp_path, capsys):
     given = ("--objectives", "grpo", "--seeds", "1", "--start-of", str(grown[0] / "out"))
     with fail_at("sft"):
@@ -160,12 +167,15 @@ def test_one_failure_keeps_no_other_trial_from_its_turn(grown, tmp_path):
     assert "Missing: dr_grpo, seed 0 is not finished." in (folder / "out" / "report.md").read_text(encoding="utf-8")
 
 
-def test_another_setting_in_the_same_folder_is_a_contest_of_its_own(grown, tmp_path):
+def test_another_setting_in_the_same_folder_is_a_contest_of_its_own(grown, tmp_path, capsys):
     folder = copied(grown, tmp_path)
     before = lines(folder)
+    bench(folder, "--objectives", "grpo", "--seeds", "1", "--dry-run")
+    assert "of other settings" not in capsys.readouterr().err
     summary = bench(folder, "--objectives", "grpo", "--seeds", "1", "--rl.steps", "2")
     assert set(summary["objectives"]) == {"sft", CONTROL, "grpo"}  # not ecpo, which has the old setting
     after = lines(folder)
+    assert f"has {len(before)} line(s) of other settings: they are left out" in capsys.readouterr().err
     assert after[: len(before)] == before
     assert {line["setting"] for line in after[len(before) :]} == {summary["setting"]}
     assert {line["system"] for line in after[len(before) :]} >= {"sft", CONTROL, "grpo", "oracle"}

@@ -13,7 +13,7 @@ from sidgym.launch.bench import make_bench, make_parser, run_bench_command
 from sidgym.launch.bench_codes import shared_tables
 from sidgym.launch.bench_runs import PREFERENCE, rounds, share_stages
 from sidgym.launch.bench_scaling import SIZES, make_contest, setting_of, sized
-from sidgym.launch.bench_sets import COLLABORATIVE, SETS
+from sidgym.launch.bench_sets import COLLABORATIVE, RATE, SETS
 from sidgym.launch.bench_transfer import PRESETS as TRANSFER
 from sidgym.launch.bench_transfer import on_catalogue, runs_of
 from sidgym.launch.config import load_config
@@ -58,7 +58,7 @@ def test_the_control_is_the_same_in_all_and_options_reach_every_arm():
     assert bench.config.arms[CONTROL].objective == "nll"
     own = asked("sampling", "--arms", "beam", "grpo_sr", "--rl.lr", "5e-5", "--arms.grpo_sr.lr", "2e-5").config.arms
     assert (own["beam"].lr, own["grpo_sr"].lr) == (5e-5, 2e-5)
-    with pytest.raises(ConfigError, match="no way of drawing 'nothing'; known: beam"):
+    with pytest.raises(ConfigError, match=r"no way of drawing 'nothing'; known: beam"):
         asked("sampling", "--arms", "nothing")
 
 
@@ -92,6 +92,33 @@ def test_notes_tell_the_reward_that_arms_learn_from():
     assert "All arms learn from the reward rule + rank." in asked("sampling").notes
     assert "All arms learn from the reward rule." in asked("sampling", "--rewards", "rule").notes
     assert not any("All arms learn from" in note for note in asked("rewards").notes)
+
+
+def test_any_reward_is_an_arm_of_rewards():
+    arms = asked("rewards", "--arms", "gated", "prefix", "my_rewards:fresh", "--arms.fresh.lr", "2e-4").config.arms
+    assert {name: [term.name for term in arm.rewards] for name, arm in arms.items() if name != CONTROL} == {
+        "gated": ["gated"], "prefix": ["prefix"], "fresh": ["my_rewards:fresh"],
+    }  # fmt: skip
+    assert [arms[name].lr for name in ("gated", "prefix", "fresh")] == [RATE, RATE, 2e-4]
+    with pytest.raises(ConfigError, match=r"no reward 'nope'; known: rule, .*'package.module:name'; arms of the conf"):
+        asked("rewards", "--arms", "nope")
+    with pytest.raises(ConfigError, match=r"no way of drawing 'my_modes:mine'; known: beam, .*_beam; arms of"):
+        asked("sampling", "--arms", "my_modes:mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("rewards", "--rewards"),
+        ("rewards", "--reward-weights"),
+        ("sampling", "--rl.mode"),
+        ("normalise", "--rl.nll-weight"),
+    ],
+)
+def test_an_option_that_no_arm_would_follow_is_refused(name, option):
+    given = {"--rewards": ["rule"], "--reward-weights": ["1"], "--rl.mode": ["sample"]}.get(option, ["0.5"])
+    with pytest.raises(ConfigError, match=f"{option}: every arm of this contest has .* of its own"):
+        asked(name, option, *given)
 
 
 def test_grpo_sr_stands_beside_grpo_under_both_softmaxes():

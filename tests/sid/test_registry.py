@@ -19,8 +19,9 @@ def test_known_name_and_import_path() -> None:
     [
         ("alpah", "unknown thing 'alpah'; known: alpha, beta. Did you mean 'alpha'?"),
         ("zzz", "known: alpha, beta. Or give 'package.module:name'."),
-        ("no_such_module_here:x", "cannot import module 'no_such_module_here'"),
+        ("no_such_module_here:x", "it is looked for in the folder of the command"),
         ("math:no_such_name", "module 'math' has no attribute 'no_such_name'"),
+        ("math:sqrtt", "module 'math' has no attribute 'sqrtt'; did you mean 'sqrt'?"),
     ],
 )
 def test_errors_say_what_to_do(name: str, message: str) -> None:
