@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidgym.benchmarks.script import at_least_one
 from sidgym.launch.bench_sets import SETS, apart_of, notes_of, with_set
 from sidgym.launch.schema import ConfigError, RunConfig, validate
 
@@ -74,7 +75,9 @@ def make_parser(name: str) -> argparse.ArgumentParser:
         "--preset", choices=sorted(PRESETS), default="full", help="full, or quick: some ten minutes on two cores"
     )
     parser.add_argument("--config", type=Path, help="TOML file or shipped name in place of the preset's")
-    parser.add_argument("--seeds", type=int, help="how many, from the configured one on (default: the preset's)")
+    parser.add_argument(
+        "--seeds", type=at_least_one, help="how many, from the configured one on (default: the preset's)"
+    )
     parser.add_argument("--out", type=Path, help="folder of the contest (default: runs/bench-NAME-PRESET)")
     parser.add_argument("--start-of", type=Path, metavar="FOLDER", help="another contest's folder: data, codes, start "
                         "and preference model are taken from it where they are the same")  # fmt: skip
@@ -99,10 +102,7 @@ def run_bench_command(given: Sequence[str]) -> None:
     if name in ("scaling", "transfer"):
         _run_other(name, given)
         return
-    parser = make_parser(name)
-    options, rest = parser.parse_known_args(given[1:])
-    if options.seeds is not None and options.seeds < 1:
-        parser.error(f"--seeds: expected at least 1, got {options.seeds}")
+    options, rest = make_parser(name).parse_known_args(given[1:])
     check_options(options)
     bench = make_bench(name, options, rest, given)
     if options.print_config:

@@ -32,6 +32,7 @@ from sidgym.launch.bench_figures import figure
 from sidgym.launch.bench_systems import (
     Contest,
     Summary,
+    about,
     add_common,
     keep_result,
     link_stages,
@@ -78,7 +79,7 @@ PRESETS = {
 
 def run_scaling_command(given: Sequence[str], command: str) -> None:
     """``sidgym bench scaling ...``."""
-    parser = argparse.ArgumentParser(prog="sidgym bench scaling", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="sidgym bench scaling", description=about(__doc__ or ""), allow_abbrev=False)
     add_common(parser, list(PRESETS))
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), help="at least four (default: the preset's)")
     options, rest = parser.parse_known_args(given)

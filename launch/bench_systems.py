@@ -20,6 +20,7 @@ import numpy as np
 from sidgym.benchmarks.arms_summary import Trial
 from sidgym.benchmarks.arms_tables import figure_cell
 from sidgym.benchmarks.arms_words import metric_name, spread_of
+from sidgym.benchmarks.script import at_least_one
 from sidgym.benchmarks.systems_summary import pairs_table, summarise_systems, systems_table
 from sidgym.launch.bench_figures import figure
 from sidgym.launch.bench_report import table
@@ -56,21 +57,24 @@ class Contest:
         return range(self.config.seed, self.config.seed + self.seeds)
 
 
+def about(text: str) -> str:
+    """A contest's description for --help, from the first line of its module's docstring."""
+    what = text.partition("\n")[0].partition(": ")[2]
+    return (
+        f"{what[:1].upper()}{what[1:]} Every setting of a run is an option too, such as --data.users 500 --sft.epochs "
+        "4 (sidgym run CONFIG --help explains them). The same command goes on where it was stopped; with more seeds it "
+        "adds to the folder."
+    )
+
+
 def add_common(parser: argparse.ArgumentParser, presets: Sequence[str]) -> None:
     """The options that these contests share."""
     parser.add_argument("--preset", choices=sorted(presets), default="full", help="full, or quick: minutes")
     parser.add_argument("--config", type=Path, help="TOML file or shipped name in place of the preset's")
-    parser.add_argument("--seeds", type=_at_least_one, help="how many, from the configured one on (default: the "
+    parser.add_argument("--seeds", type=at_least_one, help="how many, from the configured one on (default: the "
                         "preset's)")  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the contest (default: runs/bench-NAME-PRESET)")
     parser.add_argument("--dry-run", action="store_true", help="estimate the time, and stop")
-
-
-def _at_least_one(text: str) -> int:
-    """A number of seeds; argparse explains what is none."""
-    if not text.strip().isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def link_stages(folder: Path, source: Path, stages: Sequence[str]) -> None:

@@ -39,6 +39,7 @@ from sidgym.launch.bench_systems import (
     COLOUR,
     Contest,
     Summary,
+    about,
     add_common,
     keep_result,
     link_stages,
@@ -98,9 +99,7 @@ class Runs:
 
 def run_transfer_command(given: Sequence[str], command: str) -> None:
     """``sidgym bench transfer ...``."""
-    parser = argparse.ArgumentParser(
-        prog="sidgym bench transfer", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="sidgym bench transfer", description=about(__doc__ or ""), allow_abbrev=False)
     add_common(parser, list(PRESETS))
     parser.add_argument("--second-path", default="", help="raw data of the second catalogue, which a real log needs")
     parser.add_argument("--codebook", choices=FITTED, default="first", help="what embedder and tokeniser are fitted on")

@@ -216,7 +216,7 @@ def test_an_edited_reward_is_another_setting(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [(["nothing"], "invalid choice"), (["variants", "--seeds", "0"], "expected at least 1")]
+    ("given", "said"), [(["nothing"], "invalid choice"), (["variants", "--seeds", "0"], "whole number of at least 1")]
 )
 def test_malformed_commands_are_explained(given, said, capsys):
     with pytest.raises(SystemExit) as stop:
