@@ -47,6 +47,9 @@ def beside_baselines(result: Mapping[str, Any] | None) -> list[str]:
         f"on validation{where}; `benchmarks/RESULTS.md` has the figures that others report:",
         grid(heads, cells),
         "\n".join(margins),
+        "Intervals are 95 % over users and seeds; not shown: not after correction over all baselines of a metric."
+        if margins
+        else "",
     ]
 
 

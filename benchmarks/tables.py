@@ -48,6 +48,7 @@ SCRIPTS = (
     "token_merger",
     "preference",
     "recipe",
+    "baselines_table",
 )
 """Stored results of scripts that are no pipeline."""
 USERS_ALONE = "Differences, with 95 % intervals over the users of these trainings; other seeds may lie outside:"
