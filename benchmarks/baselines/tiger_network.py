@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sidgym.benchmarks.baselines.dropout import Dropout, dropped
 from sidgym.envs.records import PAD_ITEM
 
 BUCKETS, FARTHEST = 32, 128
@@ -59,10 +60,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
         """(B, Q, C) with ``memory`` of ``read`` and a bias that broadcasts to (B, heads, Q, S), to (B, Q, C)."""
-        rate = self.dropout if self.training else 0.0
         key, value = memory
         query = self._split(self.query(x))
-        mixed = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), rate, scale=1.0)
+        if self.training:  # torch's function has no short cut with dropout on a processor, and its dropout is slow
+            weights = (query @ key.transpose(2, 3) + bias.to(query.dtype)).softmax(dim=-1).to(query.dtype)
+            mixed = dropped(weights, self.dropout) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), scale=1.0)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -76,12 +80,12 @@ class FeedForward(nn.Module):
         super().__init__()
         self.inner = nn.Linear(shape.width, shape.inner, bias=False)
         self.outer = nn.Linear(shape.inner, shape.width, bias=False)
-        self.dropout = shape.dropout
+        self.dropout = Dropout(shape.dropout)
         nn.init.normal_(self.inner.weight, std=shape.width**-0.5)
         nn.init.normal_(self.outer.weight, std=shape.inner**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outer(F.dropout(F.relu(self.inner(x)), self.dropout, self.training))
+        return self.outer(self.dropout(F.relu(self.inner(x))))
 
 
 class EncoderLayer(nn.Module):
@@ -92,7 +96,7 @@ class EncoderLayer(nn.Module):
         self.attention, self.feed_forward, self.dropout = (
             Attention(shape),
             FeedForward(shape),
-            nn.Dropout(shape.dropout),
+            Dropout(shape.dropout),
         )
         self.norms = nn.ModuleList(nn.RMSNorm(shape.width, eps=1e-6) for _ in range(2))
 
@@ -109,7 +113,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.attention, self.across, self.feed_forward = Attention(shape), Attention(shape), FeedForward(shape)
         self.norms = nn.ModuleList(nn.RMSNorm(shape.width, eps=1e-6) for _ in range(3))
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
 
     def forward(self, x: Tensor, bias: Tensor, memory: tuple[Tensor, Tensor], unread: Tensor) -> Tensor:
         """(B, W, t, C); prefixes of a context see each other nowhere, and all of them the same ``memory``."""
@@ -145,7 +149,7 @@ class TigerNetwork(nn.Module):
         self.back = nn.Embedding(self.levels, shape.heads)
         for bias in (self.distance, self.back):
             nn.init.normal_(bias.weight, std=0.02)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
 
     def encode(self, history: Tensor) -> Memory:
         """What the decoder reads of histories (B, T), PAD_ITEM on the left."""

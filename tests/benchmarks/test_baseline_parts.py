@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sidgym.benchmarks.baselines import item_knn, sequential, tiger
 from sidgym.benchmarks.baselines.bert4rec import Bert4RecNetwork, Bert4RecSettings
+from sidgym.benchmarks.baselines.dropout import Dropout, dropped
 from sidgym.benchmarks.baselines.hstu import HstuLayer, HstuNetwork, HstuSettings
 from sidgym.benchmarks.baselines.protocol import BaselineData
 from sidgym.benchmarks.baselines.tiger_network import TigerNetwork, TigerShape
@@ -183,3 +184,56 @@ def test_narrow_beams_leave_the_end_of_the_list_empty_and_shared_sids_follow_eac
     assert items.index(1) == items.index(0) + 1
     tight = small_tiger(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), (2, 2), beam=1)
     assert (tight.rank(np.array([[0, 2]]), 3) != PAD_ITEM).all()  # as many beams as places
+
+
+class TestDropout:
+    @given(st.floats(0, 0.999), st.integers(0, 2**31), st.lists(st.integers(0, 5), max_size=3))
+    def test_values_are_kept_and_scaled_or_zero(self, rate: float, seed: int, shape: list[int]) -> None:
+        torch.manual_seed(seed)
+        x = torch.randn(shape).abs() + 0.1
+        out = dropped(x, rate)
+        kept = out != 0
+        torch.testing.assert_close(out[kept], x[kept] / (1 - rate), rtol=0.01, atol=0)
+
+    @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
+    def test_share_and_independence(self, rate: float) -> None:
+        torch.manual_seed(0)
+        zero = (dropped(torch.ones(1000, 1001), rate) == 0).double()
+        spread = math.sqrt(rate * (1 - rate))
+        assert abs(float(zero.mean()) - rate) <= 5 * spread / 1e3
+        assert float((zero.mean(0) - rate).abs().max()) <= 6 * spread / 1000**0.5
+        both = float((zero[:, 1:] * zero[:, :-1]).mean())  # neighbours share a word of the generator
+        assert abs(both - rate**2) <= 5 * spread / 1e3
+
+    def test_follows_torchs_generator_and_goes_backward(self) -> None:
+        x = torch.randn(33, 7, requires_grad=True)
+        torch.manual_seed(3)
+        out = dropped(x, 0.3)
+        torch.manual_seed(3)
+        assert torch.equal(out, dropped(x, 0.3))
+        assert not torch.equal(out, dropped(x, 0.3))
+        (gradient,) = torch.autograd.grad(out.sum(), x)
+        torch.testing.assert_close(gradient, torch.where(out != 0, 1 / 0.7, 0.0), rtol=1e-4, atol=0)
+
+    def test_only_in_training(self) -> None:
+        x = torch.ones(50, 50)
+        assert torch.equal(Dropout(0.5).eval()(x), x)
+        assert not torch.equal(Dropout(0.5)(x), x)
+
+    @pytest.mark.parametrize("rate", [-0.1, 1.0, math.nan])
+    def test_refuses_what_is_no_rate(self, rate: float) -> None:
+        with pytest.raises(ValueError, match=r"rate of dropout in \[0, 1\)"):
+            dropped(torch.ones(2), rate)
+
+
+def test_tiger_trains_as_it_decides_without_dropout() -> None:
+    """Attention is written out in training and torch's function else."""
+    torch.manual_seed(0)
+    codes = torch.randint(0, 5, (30, 3))
+    network = TigerNetwork(TigerShape((5, 5, 5), 8, 2, 2, 4, 16, 0.0), codes)
+    history = torch.randint(0, 30, (6, 4))
+    history[:3, :2] = PAD_ITEM
+    target = torch.randint(0, 30, (6,))
+    trained = tiger.sid_loss(network.train(), history, target)
+    judged = tiger.sid_loss(network.eval(), history, target)
+    torch.testing.assert_close(trained, judged)
