@@ -94,7 +94,6 @@ SETS: Mapping[str, ArmSet] = {
         apart={"collaborative": PreferenceConfig(enabled=True, kind="sasrec")},
         preference=True,
         notes=(
-            "Every arm is validated by its own reward, so that rewards of different arms are not on one scale. "
             "collaborative is the logit of a SASRec fitted on the same users, alone; ungated is gated with every gate "
             "open, and both have the anchor of GenRec's equation 7.",
         ),
