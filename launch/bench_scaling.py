@@ -42,7 +42,7 @@ from sidgym.launch.bench_systems import (
     write_summary,
 )
 from sidgym.launch.charts import Style, band_chart
-from sidgym.launch.config import load_config
+from sidgym.launch.config import load_config, to_toml
 from sidgym.launch.evaluation import test_contexts
 from sidgym.launch.jobs import Job, run_jobs
 from sidgym.launch.pipeline import build_stage, make_plan, own_sources
@@ -84,6 +84,9 @@ def run_scaling_command(given: Sequence[str], command: str) -> None:
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), help="at least four (default: the preset's)")
     options, rest = parser.parse_known_args(given)
     contest, sizes = make_contest(options, rest, command)
+    if options.print_config:
+        print(to_toml(contest.config), end="")
+        return
     print_estimate(contest, sizes)
     if options.dry_run:
         return

@@ -74,6 +74,7 @@ def add_common(parser: argparse.ArgumentParser, presets: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=at_least_one, help="how many, from the configured one on (default: the "
                         "preset's)")  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the contest (default: runs/bench-NAME-PRESET)")
+    parser.add_argument("--print-config", action="store_true", help="print every setting that systems share, and stop")
     parser.add_argument("--dry-run", action="store_true", help="estimate the time, and stop")
 
 

@@ -48,7 +48,7 @@ from sidgym.launch.bench_systems import (
     write_summary,
 )
 from sidgym.launch.charts import interval_chart
-from sidgym.launch.config import load_config
+from sidgym.launch.config import load_config, to_toml
 from sidgym.launch.evaluation import test_contexts, true_preference
 from sidgym.launch.jobs import Job, run_jobs
 from sidgym.launch.pipeline import build_stage, check_names, make_plan, own_sources, trained_settings
@@ -114,6 +114,9 @@ def run_transfer_command(given: Sequence[str], command: str) -> None:
     config = replace(cut_once(config), out=str(out.parent), name=out.name, arms={})
     check_names(config)
     contest = make_contest(config, options, command)
+    if options.print_config:
+        print(to_toml(contest.config), end="")
+        return
     print_estimate(contest)
     if options.dry_run:
         return

@@ -1,6 +1,7 @@
 """``sidgym bench rewards``, ``scaling`` and ``transfer`` end to end on a tiny store: resumable and told."""
 
 import json
+import tomllib
 
 import numpy as np
 import pytest
@@ -158,3 +159,12 @@ def test_sizes_are_told_without_a_law_that_they_do_not_show():
     told = [text for _, text in bench_scaling.words({"systems": systems, "pairs": pairs, "law": law})]
     assert len(told) == 2
     assert "do not tell" not in told[1]
+
+
+@pytest.mark.parametrize("name", ["scaling", "transfer"])
+def test_settings_are_printed_and_nothing_is_done(name, tmp_path, capsys):
+    out = tmp_path / "contest"
+    main(["bench", name, "--preset", "quick", "--sft.epochs", "3", "--out", str(out), "--print-config"])
+    settings = tomllib.loads(capsys.readouterr().out)
+    assert settings["sft"]["epochs"] == 3
+    assert not out.exists()
